@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from service.contract import Contract, Mode, Motion
 from service.errors import UnknownModel
 
@@ -27,7 +29,7 @@ class ModelEntry(Contract):
     description: str
     timm_id: str
     """The architecture in timm and the tag of its weights there."""
-    timm_options: dict[str, int | float | bool | str] = {}
+    timm_options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     """What the architecture is made with beyond its defaults."""
     patch: int
     """Pixels a side."""
