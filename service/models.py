@@ -28,7 +28,7 @@ class ModelEntry(Contract):
     """Of the weights; a new one whenever results may change."""
     description: str
     timm_id: str
-    """The architecture in timm and the tag of its weights there."""
+    """The architecture in timm and the tag of its weights there; VisionTransformer: timm's class itself."""
     timm_options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     """What the architecture is made with beyond its defaults."""
     patch: int
@@ -51,8 +51,127 @@ class ModelEntry(Contract):
     gated: bool = False
     """The hub asks for an accepted licence first."""
 
+    @property
+    def is_packaged(self) -> bool:
+        """Whether the weights lie in the package, and no hub is needed."""
+        return self.weights.endswith(".safetensors")
 
-MODELS: dict[str, ModelEntry] = {}
+
+PAPER_TAU = {Mode.multi: 1.0, Mode.single: 1.6}  # sections 4.2 and 4.3 of the paper; ours where nothing was measured
+
+
+def _hub_model(
+    name: str, timm_id: str, *, patch: int, short_side: int, facet: Facet, description: str, licence: str = "Apache-2.0"
+) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        version=timm_id.rpartition(".")[2],
+        description=description,
+        timm_id=timm_id,
+        patch=patch,
+        short_side=short_side,
+        facet=facet,
+        tau=PAPER_TAU,
+        weights=f"timm/{timm_id}",
+        licence=licence,
+        gated=licence != "Apache-2.0",
+    )
+
+
+# The paper's resolution is 320x480: a short side of 320 pixels, or the nearest multiple of the patch. The key facet
+# is the paper's choice for DINO; for DINOv2 and DINOv3 the output tokens are reported to be the better one.
+_ENTRIES = (
+    ModelEntry(
+        name="tiny",
+        version="0-untrained",
+        description="A small ViT of this project's own, in the package. UNTRAINED: random weights that only show that "
+        "the service runs.",
+        timm_id="VisionTransformer",
+        timm_options={"img_size": 224, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        patch=8,
+        short_side=192,
+        facet=Facet.key,
+        tau=PAPER_TAU,
+        weights="tiny.safetensors",
+        sha256="93334abad0be87da34a883a1f26b9fe75a7ada7f0b8c0c6fef2002f95513f765",
+        licence="Apache-2.0",
+    ),
+    _hub_model(
+        "dino-vits16",
+        "vit_small_patch16_224.dino",
+        patch=16,
+        short_side=320,
+        facet=Facet.key,
+        description="DINO ViT-S/16: four times fewer tokens than S/8, coarse outlines, quick even on a CPU.",
+    ),
+    _hub_model(
+        "dino-vits8",
+        "vit_small_patch8_224.dino",
+        patch=8,
+        short_side=320,
+        facet=Facet.key,
+        description="DINO ViT-S/8: the paper's own backbone, fine outlines.",
+    ),
+    _hub_model(
+        "dino-vitb16",
+        "vit_base_patch16_224.dino",
+        patch=16,
+        short_side=320,
+        facet=Facet.key,
+        description="DINO ViT-B/16: wider than S/16 on the same grid.",
+    ),
+    _hub_model(
+        "dino-vitb8",
+        "vit_base_patch8_224.dino",
+        patch=8,
+        short_side=320,
+        facet=Facet.key,
+        description="DINO ViT-B/8: the largest of the DINO models, for a GPU.",
+    ),
+    _hub_model(
+        "dinov2-vits14",
+        "vit_small_patch14_dinov2.lvd142m",
+        patch=14,
+        short_side=322,
+        facet=Facet.token,
+        description="DINOv2 ViT-S/14.",
+    ),
+    _hub_model(
+        "dinov2-vitb14",
+        "vit_base_patch14_dinov2.lvd142m",
+        patch=14,
+        short_side=322,
+        facet=Facet.token,
+        description="DINOv2 ViT-B/14: the best FG-ARI of the paper's backbones.",
+    ),
+    _hub_model(
+        "dinov2-vits14-reg4",
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+        patch=14,
+        short_side=322,
+        facet=Facet.token,
+        description="DINOv2 ViT-S/14 with four registers, which keep artefacts out of the patch tokens.",
+    ),
+    _hub_model(
+        "dinov2-vitb14-reg4",
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        patch=14,
+        short_side=322,
+        facet=Facet.token,
+        description="DINOv2 ViT-B/14 with four registers.",
+    ),
+    _hub_model(
+        "dinov3-vits16",
+        "vit_small_patch16_dinov3.lvd1689m",
+        patch=16,
+        short_side=320,
+        facet=Facet.token,
+        description="DINOv3 ViT-S/16 with rotary positions; its licence must be accepted on the hub.",
+        licence="DINOv3 License",
+    ),
+)
+
+MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_model(name: str) -> ModelEntry:
