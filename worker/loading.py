@@ -1,0 +1,248 @@
+"""A registry entry and a worker's settings -> a model ready to run; bare errors become expected failures here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+
+from service.contract import Clustering
+from service.errors import WeightsInvalid, WeightsUnavailable
+from service.models import MODELS, ModelEntry
+from worker.backbone import Backbone, create_vit
+from worker.weights import BlockWeights, Preprocessing, UnusableWeights, Weights, fits, load_into, read_weights
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+PACKAGED = Path(__file__).parent / "models"
+SUFFIXES = (".safetensors", ".pth")  # of files in the weights folder, the one to prefer first
+HUB_FILE = "model.safetensors"
+HUB_TIMEOUT_S = 3.0  # to answer at all; the hub's own client would try for 23 s where there is no network
+# The hub's library has changed its HTTP client before: what its own error descends from covers the client's errors.
+HUB_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    *(error for error in HfHubHTTPError.__mro__ if issubclass(error, Exception) and error is not Exception),
+)
+PAPER_MODEL = "dino-vits8"  # what a block belongs to whose file does not say: none was ever released for another
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, and what a manifest says of it.
+
+    Attributes:
+        entry: Of the registry, with what the weights' own metadata changes in it.
+        weights_source: Where they came from: a file, or the repository on the hub.
+        sha256: Of the weights' file.
+        version: Of the weights.
+        dtype: Of the ViT's layers, as "float32" or "bfloat16"; never "auto".
+    """
+
+    backbone: Backbone
+    entry: ModelEntry
+    weights_source: str
+    sha256: str
+    version: str
+    dtype: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+
+def load_model(
+    entry: ModelEntry | None,
+    *,
+    weights: Path | None = None,
+    weights_dir: Path | None = None,
+    allow_hub: bool = True,
+    device: str | torch.device = "auto",
+    dtype: Dtype = "auto",
+    clustering: Clustering = Clustering.algorithm1,
+) -> LoadedModel:
+    """Load a model: once, in the process that keeps it warm.
+
+    Weights are looked for in this order: `weights`; the package; `weights_dir/<name>.safetensors` or `.pth`; the
+    hub's cache; the hub. Other weights never take their place.
+
+    Args:
+        entry: Of the registry; None to recognise it from `weights`.
+        weights: A file to use instead of the entry's own weights, in any format of `worker.weights`. One that
+            holds a block alone goes behind the entry's own weights.
+        weights_dir: Where weights lie that were fetched by hand.
+        allow_hub: Whether the hub may be asked.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
+        dtype: "auto" is bfloat16 where the device multiplies it fast, but float32 for the released checkpoint and
+            for the windowed clustering, which amplify rounding.
+        clustering: What the tokens are for; decides "auto" alone.
+
+    Raises:
+        WeightsUnavailable: They are not here and the hub does not give them; names the file to fetch and its place.
+        WeightsInvalid: The file cannot be read or does not fit; names the tensors at fault.
+    """
+    try:
+        given = None if weights is None else read_weights(weights)
+        entry = _entry_for(entry, given)
+        if given is None or given.kind == "block":
+            path, source = find_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
+            own = read_weights(path)
+            _check_sha256(entry, own, path)
+        else:
+            own, source = given, str(weights)
+        block = _find_block(entry, given or own, weights_dir)
+        if given is not None:
+            entry = _described_by(entry, given)
+            if given.kind == "block":
+                source = f"{source}, block: {weights}"
+        vit = create_vit(entry.timm_id, entry.timm_options)
+        load_into(vit, own.vit)
+        place = choose_device(device)
+        exact = own.kind == "released" or clustering is Clustering.windowed
+        layers = choose_dtype(dtype, device=place, exact=exact)
+        backbone = Backbone(
+            vit, preprocessing=Preprocessing(entry.mean, entry.std), facet=entry.facet, block=block, dtype=layers
+        )
+    except UnusableWeights as error:
+        raise WeightsInvalid(str(error) if entry is None else f"for {entry.name}: {error}") from error
+    return LoadedModel(
+        backbone=backbone.to(place),
+        entry=entry,
+        weights_source=source,
+        sha256=own.sha256,
+        version=entry.version,
+        dtype=str(layers).removeprefix("torch."),
+    )
+
+
+def find_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool) -> tuple[Path, str]:
+    """The file with a model's own weights, and its source in words; fetched from the hub where need be.
+
+    Raises:
+        WeightsUnavailable: There is none, or not within seconds.
+    """
+    if entry.is_packaged:
+        return PACKAGED / entry.weights, f"package: {entry.weights}"
+    for suffix in SUFFIXES:
+        if weights_dir is not None and (path := weights_dir / f"{entry.name}{suffix}").is_file():
+            return path, f"file: {path}"
+    cached = try_to_load_from_cache(entry.weights, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached), f"hub: {entry.weights}"
+    if not allow_hub:
+        raise _unavailable(entry, weights_dir, "the hub may not be asked")
+    return _fetch(entry, weights_dir), f"hub: {entry.weights}"
+
+
+def has_weights(entry: ModelEntry, weights_dir: Path | None) -> bool:
+    """Whether a model's weights are here, so that loading it asks no hub."""
+    try:
+        return find_weights(entry, weights_dir=weights_dir, allow_hub=False)[0].is_file()
+    except WeightsUnavailable:
+        return False
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device that is meant; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {str(device)!r} here") from error
+    return chosen
+
+
+def choose_dtype(dtype: Dtype, *, device: torch.device, exact: bool) -> torch.dtype:
+    """The dtype that is meant; `exact` is for what amplifies rounding."""
+    if dtype != "auto":
+        return torch.float32 if dtype == "float32" else torch.bfloat16
+    if exact:
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # A CPU without tiles for it multiplies bfloat16 no faster, and some far slower.
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16", False) else torch.float32
+
+
+def _entry_for(entry: ModelEntry | None, given: Weights | None) -> ModelEntry:
+    """The entry that a file of weights belongs to: the one asked for, unless the file says otherwise."""
+    named = None
+    if given is not None:
+        named = given.block.backbone if given.kind == "block" and given.block else given.metadata.get("model")
+    if entry is not None:
+        if named not in (None, entry.name):
+            raise UnusableWeights(f"the file is for {named}")
+        return entry
+    if given is None:
+        raise ValueError("expected a registry entry, or weights to recognise it from")
+    if given.kind == "block":
+        named = named or PAPER_MODEL
+    if named in MODELS:
+        return MODELS[named]
+    for candidate in MODELS.values():
+        with torch.device("meta"):
+            vit = create_vit(candidate.timm_id, candidate.timm_options)
+        if fits(vit, given.vit):
+            return candidate
+    raise UnusableWeights("the weights fit no model of the registry; name a model to see what differs")
+
+
+def _described_by(entry: ModelEntry, given: Weights) -> ModelEntry:
+    """The entry with what a file of weights changes in it."""
+    changes: dict[str, object] = {
+        "version": given.metadata.get("version", f"file-{given.sha256[:12]}"),
+        "weights": f"{given.kind} file",
+        "sha256": given.sha256,
+    }
+    if given.block is not None and given.block.preprocessing is not None:
+        changes |= {"mean": given.block.preprocessing.mean, "std": given.block.preprocessing.std}
+    return entry.model_copy(update=changes)
+
+
+def _find_block(entry: ModelEntry, weights: Weights, weights_dir: Path | None) -> BlockWeights | None:
+    """The block in the file of weights itself, else the one that the entry names."""
+    if weights.block is not None or entry.block is None:
+        return weights.block
+    for folder in (PACKAGED, weights_dir):
+        if folder is not None and (path := folder / entry.block).is_file():
+            return read_weights(path).block
+    place = weights_dir or "the weights folder"
+    raise WeightsUnavailable(f"{entry.name} needs its block {entry.block}: put it into {place}")
+
+
+def _check_sha256(entry: ModelEntry, weights: Weights, path: Path) -> None:
+    if entry.sha256 is not None and weights.sha256 != entry.sha256:
+        raise UnusableWeights(f"{path} is not the file of version {entry.version}: its sha256 is {weights.sha256}")
+
+
+def _fetch(entry: ModelEntry, weights_dir: Path | None) -> Path:
+    """Download a model's weights into the hub's cache."""
+    try:
+        # Asked once and briefly before the download, whose client would try for 23 s where there is no network.
+        get_hf_file_metadata(hf_hub_url(entry.weights, HUB_FILE), timeout=HUB_TIMEOUT_S)
+        return Path(hf_hub_download(entry.weights, HUB_FILE))
+    except HUB_ERRORS as error:
+        answer = getattr(error, "response", None)
+        if answer is not None and answer.status_code in (401, 403):
+            why = "the hub wants its licence accepted and a token (HF_TOKEN) first"
+        elif answer is not None:
+            why = f"the hub answered {answer.status_code}"
+        else:
+            why = f"the hub cannot be reached ({type(error).__name__})"
+        raise _unavailable(entry, weights_dir, why) from error
+
+
+def _unavailable(entry: ModelEntry, weights_dir: Path | None, why: str) -> WeightsUnavailable:
+    place = weights_dir / f"{entry.name}.safetensors" if weights_dir else f"<weights folder>/{entry.name}.safetensors"
+    gated = f" ({entry.licence}: accept it there first)" if entry.gated else ""
+    return WeightsUnavailable(
+        f"the weights of {entry.name} are not here and {why}; "
+        f"fetch {HUB_FILE} of {entry.weights} from the Hugging Face hub{gated} and put it at {place}"
+    )
