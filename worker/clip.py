@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LONG_SIDE_TOKENS = 256  # patches along a frame's longer side: an aspect ratio of 10:1 at 24 patches of height
+
 
 @dataclass(frozen=True)
 class PatchGrid:
@@ -44,3 +46,38 @@ class Clip:
             raise ValueError(f"expected frames of shape (T, H, W, 3) with T >= 1, got {self.frames.shape}")
         if self.pts_s.shape != (len(self.frames),):
             raise ValueError(f"expected one time a frame, got {self.pts_s.shape = } for {len(self.frames)}")
+
+
+def model_size(
+    video_size: tuple[int, int], *, short_side: int, patch: int, resolution: str | None = None
+) -> tuple[int, int]:
+    """The size at which a model looks at a video.
+
+    Args:
+        video_size: (H, W) in pixels of the video as shown.
+        short_side: The model's own choice for the shorter side, in pixels; the aspect ratio is kept.
+        patch: Pixels a side; both sides of the result are multiples of it, the nearest ones.
+        resolution: "HxW" in pixels, instead of `short_side` and the aspect ratio of the video.
+
+    Returns:
+        (H, W) in pixels.
+
+    Raises:
+        ValueError: a side would have fewer than 2 patches or more than `LONG_SIDE_TOKENS`.
+    """
+    if resolution is None:
+        scale = short_side / min(video_size)
+        wanted = (video_size[0] * scale, video_size[1] * scale)
+        source = f"a video of {video_size[0]}x{video_size[1]} at a short side of {short_side}"
+    else:
+        height, width = resolution.split("x")
+        wanted = (float(height), float(width))
+        source = f"the resolution {resolution}"
+    grid = (round(wanted[0] / patch), round(wanted[1] / patch))
+    if min(grid) < 2:
+        raise ValueError(f"{source} has fewer than 2 patches of {patch} pixels on its shorter side")
+    if max(grid) > LONG_SIDE_TOKENS:
+        raise ValueError(
+            f"{source} has {max(grid)} patches of {patch} pixels on its longer side, more than {LONG_SIDE_TOKENS}"
+        )
+    return grid[0] * patch, grid[1] * patch
