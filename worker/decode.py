@@ -1,0 +1,586 @@
+"""A video file -> Clip: the frames a model looks at, and when each is shown.
+
+Parsing what a stranger sent happens in a process of its own (`decoder.py`) that is shut in before it reads a byte.
+This side starts it, holds it to its time, checks what it says as it would check a stranger, and ends it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from service.errors import (
+    DeadlineExceeded,
+    InvalidParameters,
+    NoFrames,
+    NoVideoStream,
+    OutOfMemoryBudget,
+    StorageFull,
+    TooLong,
+    TooManyFrames,
+    TooManyPixels,
+    TooSmall,
+    UnreadableVideo,
+    UnsupportedCodec,
+    UvosError,
+)
+from worker.clip import Clip, model_size
+from worker.sources import PICTURE_HEADER
+
+logger = logging.getLogger(__name__)
+
+REFUSALS: dict[str, type[UvosError]] = {
+    error.__name__: error
+    for error in (
+        NoFrames,
+        NoVideoStream,
+        OutOfMemoryBudget,
+        StorageFull,
+        TooLong,
+        TooManyFrames,
+        TooManyPixels,
+        UnreadableVideo,
+        UnsupportedCodec,
+    )
+}
+MAX_THREADS = 8  # of a decoder; each holds frames of its own
+TICK_S = 0.1  # how often progress is told, and cancelling noticed, while the decoder works
+MAX_LINE = 2**16
+PIPE_BYTES = 2**20
+HASH_BLOCK = 2**20
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+PICTURE_RATE = 24.0  # frames a second of a folder of pictures, which has no times: DAVIS's
+# How libav says that a coded size is beyond `max_pixels`, when a frame of that size cannot even be allocated.
+TOO_MANY_PIXELS = re.compile(rb"Picture size (\d+)x(\d+) exceeds specified max pixel count")
+
+Progress = Callable[[int, int | None], None]
+"""Called with frames done and, where known, frames expected; may raise to stop the decoding."""
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """How much of a video is decoded before it is refused; counted while decoding, since headers lie."""
+
+    max_frames: int = 100_000
+    max_pixels: int = 4096 * 2304
+    """Of one frame, as stored."""
+    max_duration_s: float = 3600.0
+    """From the first to the last frame of the part."""
+    max_bytes: int = 32 * 2**30
+    """Of the frames written to the work folder."""
+    timeout_s: float = 600.0
+    """Spent waiting for the decoder."""
+    memory_bytes: int = 3 * 2**30
+    """The decoder's address space."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the file is, as its manifest tells it."""
+
+    width: int
+    """Pixels, as shown: rotation applied."""
+    height: int
+    rotation: int
+    """Degrees clockwise that were applied: 0, 90, 180 or 270."""
+    sample_aspect_ratio: str
+    """Width to height of a pixel as shown; "1:1" where pixels are square."""
+    codec: str
+    fps: float | None
+    """Mean frames per second of the frames kept; None for a single one."""
+    sha256: str
+    frame_count: int
+    start_s: float
+    """The first frame of the video on the container's own clock: what to add to `Clip.pts_s` to find it there."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A clip, where it came from, and what a person should know about it."""
+
+    clip: Clip
+    info: VideoInfo
+    warnings: tuple[str, ...]
+    sandbox: tuple[str, ...]
+    """What the decoder was confined by."""
+
+
+def read_clip(
+    path: Path,
+    *,
+    work: Path,
+    short_side: int,
+    patch: int,
+    resolution: str | None = None,
+    native: bool = False,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+    limits: DecodeLimits,
+    on_progress: Progress | None = None,
+) -> Decoded:
+    """Decode a video, or a part of it, at the size a model looks at.
+
+    Args:
+        path: A video file.
+        work: An existing folder for the frames; they have no name in it and are gone when the clip is.
+        short_side, patch, resolution: What `clip.model_size` makes the size of; frames are scaled to it by swscale,
+            antialiased.
+        native: Keep the frames at the video's own size instead.
+        start, end: The part to decode, in seconds from the first frame of the video: start <= time < end.
+        fps: Keep at most this many frames a second, evenly; None: all.
+        limits: What is refused.
+        on_progress: Told at least every `TICK_S`, and at the end; what it raises ends the decoder and passes through.
+
+    Returns:
+        The clip as a read-only memory map, so that a long video is not held in anonymous memory.
+
+    Raises:
+        UnreadableVideo: it is no video, or decoding breaks off midway: nothing is silently cut.
+        NoVideoStream, UnsupportedCodec, NoFrames, TooSmall: as named.
+        TooManyFrames, TooManyPixels, TooLong, OutOfMemoryBudget, DeadlineExceeded: it is beyond `limits`.
+        InvalidParameters: `resolution` does not suit the model.
+        StorageFull: no room in `work`.
+    """
+    selection = _Selection(start, end, fps)
+    target = _Target(short_side, patch, resolution, native)
+    with path.open("rb") as video, _digest_of(path) as digest:
+        return _decode(_Input(video), selection, target, work, limits, on_progress, digest)
+
+
+def read_folder(
+    path: Path,
+    *,
+    work: Path,
+    short_side: int,
+    patch: int,
+    resolution: str | None = None,
+    native: bool = False,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+    limits: DecodeLimits,
+    on_progress: Progress | None = None,
+) -> Decoded:
+    """Read a folder of JPEG or PNG frames, sorted by name: as `read_clip`, at `PICTURE_RATE` frames a second.
+
+    Pictures are decoded by Pillow, as the released code of the paper does. The sha256 is that of the files' bytes,
+    each after its length (8 bytes, little-endian).
+    """
+    selection = _Selection(start, end, fps)
+    target = _Target(short_side, patch, resolution, native)
+    with _packed(path, work) as (pack, sha256):
+        return _decode(pack, selection, target, work, limits, on_progress, lambda: sha256)
+
+
+def stream_frames(
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+    limits: DecodeLimits,
+    work: Path | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames of `read_clip` or, for a folder, `read_folder` once more, one at a time.
+
+    At most two frames are held, whatever the length. Time spent between frames does not count towards the timeout.
+    Take the frames in the thread that takes the first one; the decoder ends with that thread.
+
+    Args:
+        path: A video file or a folder of pictures.
+        size: (H, W) to scale to; None: as shown.
+        work: Where a folder's pictures are packed; None: the system's folder for temporary files.
+
+    Yields:
+        RGB, uint8, shape (H, W, 3).
+
+    Raises:
+        As `read_clip`.
+    """
+    with contextlib.ExitStack() as stack:
+        if path.is_dir():
+            source, _ = stack.enter_context(_packed(path, work))
+        else:
+            source = _Input(stack.enter_context(path.open("rb")))
+        decoder = stack.enter_context(_Decoder(source, None, _Selection(start, end, fps), limits))
+        size = decoder.answer(lambda shown: size or shown)
+        while decoder.next_frame() is not None:
+            frame = np.empty((*size, 3), np.uint8)
+            decoder.read_into(frame.data.cast("B"))
+            yield frame
+
+
+@dataclass(frozen=True)
+class _Selection:
+    start: float | None
+    end: float | None
+    fps: float | None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The size to decode to."""
+
+    short_side: int
+    patch: int
+    resolution: str | None
+    native: bool
+
+    def of(self, shown: tuple[int, int]) -> tuple[int, int]:
+        if min(shown) < 2 * self.patch:
+            raise TooSmall(
+                f"frames of {shown[0]}x{shown[1]} (height x width) are smaller than two patches of {self.patch} pixels",
+                limit=2 * self.patch,
+                actual=min(shown),
+            )
+        try:
+            size = model_size(shown, short_side=self.short_side, patch=self.patch, resolution=self.resolution)
+        except ValueError as error:
+            raise InvalidParameters(f"{error}; choose another `resolution`", actual=self.resolution) from None
+        return shown if self.native else size
+
+
+@dataclass(frozen=True)
+class _Input:
+    file: IO[bytes]
+    picture_count: int | None = None
+    """None: a video."""
+
+
+def _decode(
+    source: _Input,
+    selection: _Selection,
+    target: _Target,
+    work: Path,
+    limits: DecodeLimits,
+    on_progress: Progress | None,
+    digest: Callable[[], str],
+) -> Decoded:
+    with tempfile.TemporaryFile(dir=work, prefix="frames-") as spool:
+        with _Decoder(source, spool, selection, limits, on_progress) as decoder:
+            size = decoder.answer(target.of)
+            times = []
+            while (seconds := decoder.next_frame()) is not None:
+                times.append(seconds)
+        # The decoder has ended: from here on nobody can shorten the file under the map.
+        if os.fstat(spool.fileno()).st_size != len(times) * size[0] * size[1] * 3:
+            raise UnreadableVideo("the decoder wrote other frames than it announced")
+        frames = np.memmap(spool, np.uint8, "r", shape=(len(times), *size, 3))
+    video, done = decoder.video, decoder.done
+    clip = Clip(frames, np.array(times), video.size)
+    info = VideoInfo(
+        width=video.size[1],
+        height=video.size[0],
+        rotation=video.rotation,
+        sample_aspect_ratio="{}:{}".format(*video.sample_aspect_ratio),
+        codec=video.codec,
+        fps=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+        sha256=digest(),
+        frame_count=len(times),
+        start_s=video.start_s,
+    )
+    return Decoded(clip, info, tuple(_warnings(video, done, target, size)), decoder.sandbox)
+
+
+def _warnings(video: "_Video", done: "_Done", target: _Target, size: tuple[int, int]) -> Iterator[str]:
+    taken = f"{size[0]}x{size[1]}"
+    if target.resolution and not target.native and taken != target.resolution:
+        yield f"the resolution {target.resolution} is no multiple of the patch of {target.patch} pixels; taken: {taken}"
+    if video.mirrored:
+        yield "the video is stored mirrored; it was brought upright as its header says"
+    if done.damaged:
+        yield f"{done.damaged} frames are damaged in the file and were repaired by guesswork"
+    if done.guessed:
+        yield f"{done.guessed} frames have no time, or none after the frame before; their times are assumed"
+    if done.resized:
+        yield f"{done.resized} frames have another size than the first and were scaled to it"
+
+
+# --- what the decoder says, believed only as far as it validates
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class _Video(_Said):
+    size: tuple[Side, Side]
+    rotation: Literal[0, 90, 180, 270]
+    mirrored: bool
+    sample_aspect_ratio: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    codec: str = Field(max_length=32)
+    start_s: FiniteFloat
+    total: int | None
+
+
+class _Done(_Said):
+    frames: Annotated[int, Field(ge=1)]
+    guessed: Count
+    resized: Count
+    damaged: Count
+
+
+class _Error(_Said):
+    kind: str
+    detail: str = Field(max_length=600)
+    limit: float | int | None = None
+    actual: float | int | None = None
+
+
+class _Message(_Said):
+    sandbox: tuple[str, ...] | None = None
+    video: _Video | None = None
+    frame: int | None = None
+    time: FiniteFloat | None = None
+    done: _Done | None = None
+    error: _Error | None = None
+
+
+class _Decoder:
+    """The decoder's process, from its start to its certain end (a context manager)."""
+
+    def __init__(
+        self,
+        source: _Input,
+        spool: IO[bytes] | None,
+        selection: _Selection,
+        limits: DecodeLimits,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self.limits, self.on_progress = limits, on_progress
+        self.frames = 0
+        self.sandbox: tuple[str, ...] = ()
+        self._left_s = limits.timeout_s
+        self._told_at = 0.0
+        self._buffer = bytearray()
+        threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+        files = [source.file.fileno()] + ([spool.fileno()] if spool else [])
+        order = {
+            "parent": os.getpid(),
+            "input": files[0],
+            "picture_count": source.picture_count,
+            "picture_rate": PICTURE_RATE,
+            "spool": spool.fileno() if spool else None,
+            "start": selection.start,
+            "end": selection.end,
+            "fps": selection.fps,
+            "max_frames": limits.max_frames,
+            "max_pixels": limits.max_pixels,
+            "max_duration_s": limits.max_duration_s,
+            "max_bytes": limits.max_bytes,
+            "memory_bytes": limits.memory_bytes,
+            "cpu_s": int(limits.timeout_s * threads) + 1,
+            "threads": threads,
+        }
+        self._stderr, stderr = os.pipe()
+        os.set_blocking(stderr, False)  # what is too much to hold is dropped: a flood of messages stops nothing
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-s", "-B", "-m", "worker.decoder", json.dumps(order)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                pass_fds=files,
+                bufsize=0,
+                cwd="/",
+                # Nothing of our environment: it may hold secrets. One arena: each takes 64 MiB of address space.
+                env={"PYTHONPATH": str(Path(__file__).parents[1]), "MALLOC_ARENA_MAX": "1", "LC_ALL": "C.UTF-8"},
+            )
+        except BaseException:
+            os.close(self._stderr)
+            raise
+        finally:
+            os.close(stderr)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._stdin.close()
+        self._stdout.close()
+        os.close(self._stderr)
+
+    def answer(self, choose: Callable[[tuple[int, int]], tuple[int, int]]) -> tuple[int, int]:
+        """Let `choose` decide, from (H, W) as shown, the size to decode to; returns it."""
+        self.sandbox = self._message().sandbox or ()
+        logger.debug("decoder confined by %s", ", ".join(self.sandbox))
+        video = self._message().video
+        if video is None:
+            raise UnreadableVideo("the decoder did not say what the video is")
+        self.video = video
+        size = choose(video.size)
+        with contextlib.suppress(BrokenPipeError):  # a decoder that is gone is noticed by the next message
+            self._stdin.write(b"%d %d\n" % size)
+        return size
+
+    def next_frame(self) -> float | None:
+        """The time of the next frame in seconds, once it is there; None after the last one."""
+        message = self._message()
+        if message.done is not None:
+            if message.done.frames != self.frames:
+                raise UnreadableVideo("the decoder counted other frames than it announced")
+            self.done = message.done
+            self._process.wait(timeout=10)
+            self._tell(last=True)
+            return None
+        if message.time is None or message.frame != self.frames + 1 or message.frame > self.limits.max_frames:
+            raise UnreadableVideo("the decoder announced frames out of order")
+        self.frames += 1
+        return message.time
+
+    def read_into(self, pixels: memoryview) -> None:
+        """The bytes that follow a frame's announcement."""
+        held = min(len(self._buffer), len(pixels))
+        pixels[:held] = self._buffer[:held]
+        del self._buffer[:held]
+        filled = held
+        while filled < len(pixels):
+            self._wait()
+            count = os.readv(self._stdout.fileno(), [pixels[filled:]])
+            if not count:
+                raise self._failure()
+            filled += count
+
+    def _message(self) -> _Message:
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._wait()
+            data = os.read(self._stdout.fileno(), MAX_LINE)
+            if not data:
+                raise self._failure()
+            self._buffer += data
+            if len(self._buffer) > 2 * MAX_LINE:
+                raise UnreadableVideo("the decoder does not end its sentences")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        try:
+            message = _Message.model_validate_json(line)
+        except ValidationError as error:
+            logger.error("the decoder said %r: %s", line[:200], error)
+            raise UnreadableVideo("the decoder said something unintelligible") from error
+        if message.error is not None:
+            raise self._refusal(message.error)
+        return message
+
+    def _wait(self) -> None:
+        """Until the decoder has said something, for as long as it may take; tells progress meanwhile."""
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
+        while True:
+            self._tell()
+            began = time.monotonic()
+            ready = poll.poll(1000 * min(TICK_S, max(self._left_s, 0.001)))
+            self._left_s -= time.monotonic() - began
+            if ready:
+                return
+            if self._left_s <= 0:
+                limit = self.limits.timeout_s
+                raise DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
+
+    def _tell(self, *, last: bool = False) -> None:
+        if self.on_progress is None or not (last or time.monotonic() - self._told_at >= TICK_S):
+            return
+        expected = self.video.total if hasattr(self, "video") else None
+        total = self.frames if last else None if expected is None else max(expected, self.frames)
+        self.on_progress(self.frames, total)
+        self._told_at = time.monotonic()
+
+    def _refusal(self, error: _Error) -> UvosError:
+        words = self._last_words()
+        if error.kind == "UnreadableVideo" and (size := TOO_MANY_PIXELS.search(words)):
+            width, height = int(size[1]), int(size[2])
+            return TooManyPixels(
+                f"frames of {width}x{height} have {width * height} pixels; the limit is {self.limits.max_pixels}",
+                limit=self.limits.max_pixels,
+                actual=width * height,
+            )
+        logger.info("the decoder refused a file (%s: %s); its last words: %s", error.kind, error.detail, words)
+        return REFUSALS.get(error.kind, UnreadableVideo)(error.detail, limit=error.limit, actual=error.actual)
+
+    def _failure(self) -> UvosError:
+        """What it means that the decoder ended without a word."""
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        logger.warning("the decoder ended with %d after %d frames: %s", code, self.frames, self._last_words())
+        if code == -signal.SIGXCPU:
+            limit = self.limits.timeout_s
+            return DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
+        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return UnreadableVideo(f"the decoder crashed after {self.frames} frames ({how})", actual=self.frames)
+
+    def _last_words(self) -> bytes:
+        os.set_blocking(self._stderr, False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._stderr, MAX_LINE)
+        return b""
+
+
+# --- what goes in
+
+
+@contextlib.contextmanager
+def _digest_of(path: Path) -> Iterator[Callable[[], str]]:
+    """The file's sha256, computed meanwhile; on a failure the computation stops."""
+    stop = threading.Event()
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while not stop.is_set() and (block := file.read(HASH_BLOCK)):
+                digest.update(block)
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(1, "sha256") as pool:
+        result = pool.submit(compute)
+        try:
+            yield result.result
+        finally:
+            stop.set()
+
+
+@contextlib.contextmanager
+def _packed(folder: Path, work: Path | None) -> Iterator[tuple[_Input, str]]:
+    """The pictures of a folder in one file without a name, and its sha256."""
+    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    if not pictures:
+        raise NoFrames(f"there is no {' or '.join(PICTURE_SUFFIXES)} file in {folder.name}")
+    digest = hashlib.sha256()
+    with tempfile.TemporaryFile(dir=work, prefix="pictures-") as pack:
+        for picture in pictures:
+            data = picture.read_bytes()
+            for part in (PICTURE_HEADER.pack(len(data)), data):
+                pack.write(part)
+                digest.update(part)
+        pack.flush()
+        yield _Input(pack, len(pictures)), digest.hexdigest()

@@ -1,0 +1,250 @@
+"""Where the decoder's frames come from: the best stream of a video file, or a pack of still pictures.
+
+Runs in the decoder's process (`decoder.py`), shut in, so it imports neither numpy nor torch. A source gives frames
+in the order in which they are shown and refuses those beyond the limit of pixels.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, BinaryIO, cast
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+# By libav's names: what people's cameras, browsers and editors write.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf"
+DECODERS = [
+    *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9", "theora", "gif", "mjpeg", "png"),
+    *("mpeg4", "msmpeg4v2", "msmpeg4", "mpeg1video", "mpeg2video", "h263", "flv", "wmv1", "wmv2", "wmv3", "vc1"),
+    *("prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "rawvideo", "cinepak", "svq3"),
+]
+
+# Codecs see sizes rounded up to their blocks: up to this much beyond the limit is theirs, the exact count ours.
+PIXEL_SLACK = 1.1
+INDEXED_CONTAINERS = ("mov", "matroska")  # where seeking by time is exact enough to rely on
+DEFAULT_FRAME_S = 1 / 25
+DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
+PICTURE_HEADER = struct.Struct("<Q")  # a pack of pictures: for each its length, then its bytes
+
+
+class Refusal(Exception):
+    """A file ends here: the name of a class of `service/errors.py`, and its particulars."""
+
+    def __init__(self, kind: str, detail: str, *, limit: float | None = None, actual: float | None = None) -> None:
+        super().__init__(detail)
+        self.message = {"kind": kind, "detail": detail, "limit": limit, "actual": actual}
+
+
+def check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise Refusal(
+            "TooManyPixels",
+            f"frames of {width}x{height} have {width * height} pixels; the limit is {limit}",
+            limit=limit,
+            actual=width * height,
+        )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How stored pixels are brought upright: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def mirrored(self) -> bool:
+        return self.transpose ^ self.flip_x ^ self.flip_y
+
+    @property
+    def degrees(self) -> int:
+        """Clockwise; where the picture is also mirrored, the turn before it is mirrored left to right."""
+        flip_x = self.flip_x != self.mirrored
+        if self.transpose:
+            return 90 if flip_x else 270
+        return 180 if flip_x else 0
+
+    @property
+    def filters(self) -> list[tuple[str, str]]:
+        """libavfilter's names and arguments for it ("cclock_flip" is the plain transpose)."""
+        steps = [
+            (self.transpose, ("transpose", "cclock_flip")),
+            (self.flip_x, ("hflip", "")),
+            (self.flip_y, ("vflip", "")),
+        ]
+        return [step for wanted, step in steps if wanted]
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "Turn":
+        """What the frame's display matrix asks for, to the nearest right angle."""
+        side_data = cast(Mapping[str, Any], frame.side_data)  # PyAV's annotation knows motion vectors alone
+        matrix = side_data.get("DISPLAYMATRIX")
+        if matrix is None or matrix.buffer_size < DISPLAY_MATRIX.size:
+            return cls()
+        a, b, _, c, d = DISPLAY_MATRIX.unpack_from(bytes(matrix))
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(flip_x=a < 0, flip_y=d < 0)
+        return cls(transpose=True, flip_x=c < 0, flip_y=b < 0)
+
+
+class VideoFile:
+    """The best video stream of an open file, read by its descriptor alone."""
+
+    def __init__(self, file: int, *, max_pixels: int, threads: int) -> None:
+        self.file, self.max_pixels, self.threads = file, max_pixels, threads
+        self.decoded = self.damaged = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.container: InputContainer = av.open(
+            # A descriptor, and no other protocol: no path and no address inside the file can lead anywhere.
+            "fd:",
+            "r",
+            options={
+                "fd": str(self.file),
+                "protocol_whitelist": "fd",
+                "format_whitelist": CONTAINERS,
+                **self._codec_options(),
+            },
+            metadata_errors="replace",
+        )
+        self.stream = self._best_stream()
+        for stream in self.container.streams:
+            if stream is not self.stream:
+                stream.discard = Discard.all
+        codec = self.stream.codec_context
+        codec.options = self._codec_options()  # the container's reach the probing, only these the decoding
+        codec.thread_type = "AUTO"
+        codec.thread_count = self.threads
+
+    def _codec_options(self) -> dict[str, str]:
+        return {"max_pixels": str(int(self.max_pixels * PIXEL_SLACK)), "codec_whitelist": ",".join(DECODERS)}
+
+    def _best_stream(self) -> VideoStream:
+        """The largest of the default streams; cover pictures do not count."""
+        pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+        streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            raise Refusal("NoVideoStream", "the file has no stream of moving pictures")
+        readable = [s for s in streams if s.codec_context is not None and s.codec_context.name in DECODERS]
+        if not readable:
+            names = sorted({s.codec_context.name if s.codec_context is not None else "unknown" for s in streams})
+            raise Refusal("UnsupportedCodec", f"the video is coded as {', '.join(names)}")
+        return max(readable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+
+    @property
+    def codec(self) -> str:
+        return self.stream.codec_context.codec.canonical_name
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction:
+        return self.stream.sample_aspect_ratio or Fraction(1)
+
+    @property
+    def frame_count(self) -> int:
+        """As the header has it; 0: not said."""
+        return self.stream.frames
+
+    @property
+    def frame_s(self) -> float:
+        """The usual time between frames, as far as the header tells."""
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(1 / rate) if rate else DEFAULT_FRAME_S
+
+    @property
+    def duration_s(self) -> float | None:
+        """As the header has it."""
+        if self.stream.duration and self.stream.time_base:
+            return float(self.stream.duration * self.stream.time_base)
+        return self.container.duration / av.time_base if self.container.duration else None
+
+    def frames(self) -> Iterator[VideoFrame]:
+        for frame in self.container.decode(self.stream):
+            check_pixels(frame.width, frame.height, self.max_pixels)
+            self.decoded += 1
+            self.damaged += frame.is_corrupt
+            yield frame
+
+    def frames_from(self, time_s: float) -> Iterator[VideoFrame]:
+        """All frames from `time_s` of the container's own clock on, and those before it that decoding them takes."""
+        self.decoded = self.damaged = 0
+        if self.stream.time_base and any(name in self.container.format.name for name in INDEXED_CONTAINERS):
+            try:
+                self.container.seek(int(time_s / self.stream.time_base), stream=self.stream)
+                frames = self.frames()
+                first = next(frames, None)
+            except av.error.FFmpegError:
+                first = None
+            if first is not None and first.time is not None and first.time <= time_s:
+                return _with(first, frames)
+        self.container.close()
+        os.lseek(self.file, 0, os.SEEK_SET)
+        self.decoded = self.damaged = 0
+        self._open()
+        return self.frames()
+
+    def missing_frames(self) -> int:
+        """How many frames the index places beyond the end of the file."""
+        if "mov" not in self.container.format.name:
+            return 0
+        size = self.container.size
+        return sum(1 for entry in self.stream.index_entries if entry.pos + entry.size > size)
+
+
+class Pictures:
+    """JPEG and PNG pictures, one behind the other in an open file (`PICTURE_HEADER`), shown at an even rate.
+
+    Decoded by Pillow: its JPEG decoder gives the pixels that OpenCV's gives, libav's does not.
+    """
+
+    codec = "pictures"
+    sample_aspect_ratio = Fraction(1)
+    decoded = damaged = 0
+
+    def __init__(self, file: int, *, count: int, rate: float, max_pixels: int) -> None:
+        self.file: BinaryIO = os.fdopen(file, "rb", closefd=False)
+        self.frame_count, self.frame_s, self.max_pixels = count, 1 / rate, max_pixels
+        self.duration_s: float | None = count / rate
+
+    @staticmethod
+    def prepare() -> None:
+        """Import what Pillow imports late, while files can still be opened."""
+        from PIL import Image
+
+        Image.preinit()
+        Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+
+    def frames(self) -> Iterator[VideoFrame]:
+        from PIL import Image
+
+        self.file.seek(0)
+        self.decoded = 0
+        while header := self.file.read(PICTURE_HEADER.size):
+            (length,) = PICTURE_HEADER.unpack(header)
+            with Image.open(io.BytesIO(self.file.read(length)), formats=("JPEG", "PNG")) as picture:
+                check_pixels(*picture.size, self.max_pixels)
+                frame = VideoFrame.from_image(picture.convert("RGB"))  # type: ignore[no-untyped-call]
+            frame.time_base = Fraction(self.frame_s).limit_denominator(1_000_000)
+            frame.pts = self.decoded
+            self.decoded += 1
+            yield frame
+
+    def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - from the first, then
+        return self.frames()
+
+    def missing_frames(self) -> int:
+        return 0
+
+
+def _with(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    yield first
+    yield from rest
