@@ -53,3 +53,99 @@ def adjusted_rand_index(a, b):
     expected = same_a * same_b / len(pairs) if pairs else 0.0
     best = (same_a + same_b) / 2
     return 1.0 if best == expected else (both - expected) / (best - expected)
+
+
+# --- Attention and clustering
+
+
+def attention(queries, keys):
+    """A: per query token the mean over heads of softmax(q·k/√d) over all key tokens; (n, heads, d), (m, heads, d)."""
+    rows = np.zeros((len(queries), len(keys)))
+    _, heads, depth = queries.shape
+    for i, query in enumerate(queries.astype(np.float64)):
+        for head in range(heads):
+            scores = np.array([query[head] @ key[head] / np.sqrt(depth) for key in keys.astype(np.float64)])
+            weights = np.exp(scores - scores.max())
+            rows[i] += weights / weights.sum() / heads
+    return rows
+
+
+def symmetric_kl(p, q):
+    """The definition, one pair at a time: KL(p‖q) + KL(q‖p)."""
+    return np.array([[_pair(a, b) for b in q] for a in p])
+
+
+def _pair(a, b):
+    log_a, log_b = np.log(np.maximum(a, 1e-12)), np.log(np.maximum(b, 1e-12))
+    return np.sum(a * (log_a - log_b)) + np.sum(b * (log_b - log_a))
+
+
+def algorithm1(rows, tau):
+    """Algorithm 1: (centres, assignment, parents of each round, smallest |J - τ| that was decided on)."""
+    centres, parents, margin = rows, [], np.inf
+    while True:
+        remaining = list(range(len(centres)))
+        new_centres, parent = [], np.full(len(centres), -1)
+        while remaining:
+            x = remaining[0]
+            distance = {y: _pair(centres[x], centres[y]) for y in remaining}
+            taken = [y for y in remaining if distance[y] < tau]
+            margin = min([margin] + [abs(distance[y] - tau) for y in remaining if y != x])
+            parent[taken] = len(new_centres)
+            new_centres.append(np.mean([centres[y] for y in taken], axis=0))
+            remaining = [y for y in remaining if y not in taken]
+        unchanged = len(new_centres) == len(centres)
+        if not unchanged or not parents:
+            parents.append(parent)
+        if unchanged:
+            break
+        centres = np.array(new_centres)
+    assignment = np.array([np.argmin([_pair(row, centre) for centre in centres]) for row in rows])
+    return centres, assignment, parents, margin
+
+
+def windowed(rows, tau, tokens_per_frame):
+    """The released code's procedure: as `algorithm1`, but smoothed in windows of 3 frames first, and with J ≤ τ."""
+    centres, parents, margin = [], [np.full(len(rows), -1)], np.inf
+    for start in range(0, len(rows), 3 * tokens_per_frame):
+        window = rows[start : start + 3 * tokens_per_frame]
+        smooth = np.zeros_like(window)
+        for i, row in enumerate(window):
+            distance = np.array([_pair(row, other) for other in window])
+            margin = min([margin] + [abs(d - tau) for j, d in enumerate(distance) if j != i])
+            smooth[i] = np.mean(window[distance <= tau], axis=0)
+            smooth[i] /= smooth[i].sum()
+        means, parent, decided = _released_merge(smooth, tau)
+        parents[0][start : start + len(window)] = parent + len(centres)
+        centres += means
+        margin = min(margin, decided)
+    while True:
+        new_centres, parent, decided = _released_merge(centres, tau)
+        margin = min(margin, decided)
+        if len(new_centres) == len(centres):
+            break
+        centres = new_centres
+        parents.append(parent)
+    assignment = np.array([np.argmin([_pair(row, centre) for centre in centres]) for row in rows])
+    return np.array(centres), assignment, parents, margin
+
+
+def _released_merge(centres, tau):
+    free = [True] * len(centres)
+    merged, parent, margin = [], np.full(len(centres), -1), np.inf
+    for i, centre in enumerate(centres):
+        if not free[i]:
+            continue
+        group = []
+        for j, other in enumerate(centres):
+            if free[j]:
+                distance = _pair(centre, other)
+                if i != j:
+                    margin = min(margin, abs(distance - tau))
+                if distance <= tau:
+                    group.append(j)
+        for j in group:
+            free[j] = False
+            parent[j] = len(merged)
+        merged.append(np.mean([centres[j] for j in group], axis=0))
+    return merged, parent, margin
