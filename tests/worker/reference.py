@@ -149,3 +149,35 @@ def _released_merge(centres, tau):
             parent[j] = len(merged)
         merged.append(np.mean([centres[j] for j in group], axis=0))
     return merged, parent, margin
+
+
+# --- Masks: label maps, a pixel at a time
+
+
+def interpolated_distances(distances, height, width, size):
+    """Distance of each pixel to each cluster, (C, H, W): bilinear between patch centres, held beyond the outermost."""
+    rows, columns = size
+    at = np.asarray(distances, np.float64).reshape(height, width, -1)
+    pixels = np.empty((at.shape[2], rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            # The centre of the pixel, in patches from the centre of the first patch.
+            y = min(max((i + 0.5) * height / rows - 0.5, 0), height - 1)
+            x = min(max((j + 0.5) * width / columns - 0.5, 0), width - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            down, along = y - top, x - left
+            pixels[:, i, j] = (
+                (1 - down) * (1 - along) * at[top, left]
+                + (1 - down) * along * at[top, right]
+                + down * (1 - along) * at[bottom, left]
+                + down * along * at[bottom, right]
+            )
+    return pixels
+
+
+def nearest_patch(values, height, width, size):
+    """The value of the patch that each pixel lies in, (H, W)."""
+    rows, columns = size
+    at = np.asarray(values).reshape(height, width)
+    return np.array([[at[i * height // rows, j * width // columns] for j in range(columns)] for i in range(rows)])
