@@ -139,6 +139,15 @@ def level_name(tau: float) -> str:
     return f"{tau:g}"
 
 
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a request."""
+
+    field: str = Field(examples=["tau.0"])
+    message: str = Field(examples=["Input should be greater than 0"])
+    limit: float | int | str | None = Field(None, examples=[0])
+    actual: str | None = Field(None, examples=["-1"])
+
+
 class Problem(BaseModel):
     """An RFC 9457 problem: also what a failed job carries."""
 
@@ -148,6 +157,149 @@ class Problem(BaseModel):
     detail: str
     limit: float | int | str | None = None
     actual: float | int | str | None = None
+    errors: list[FieldProblem] | None = None
+    """Every field that is wrong, for /problems/invalid-parameters."""
+
+
+class QueueMessage(Contract):
+    """What the queue carries: never pixels, never code."""
+
+    job_id: str
+
+
+class JobRecord(BaseModel):
+    """What was asked for; written to storage before the job is queued, never changed."""
+
+    id: str
+    created_at: datetime
+    owner: str | None = None
+    """Whose job it is; None where the service asks for no key."""
+    video_name: str
+    """As the client called the file, without folders and ending."""
+    video_bytes: int
+    video_sha256: str
+    params: JobParams
+    idempotency_key: str | None = None
+    """Digest of owner and Idempotency-Key."""
+
+
+class JobEnd(BaseModel):
+    """How a job ended; created once and never changed: whoever creates it decides."""
+
+    status: Status
+    ended_at: datetime
+    expires_at: datetime
+    execution: str | None = None
+    """Whose result counts; None where the job has none."""
+    started_at: datetime | None = None
+    frames: int | None = None
+    """Frames of the part that was to be segmented, as far as known."""
+    error: Problem | None = None
+
+
+class Progress(BaseModel):
+    """Where a running job is; lives in Redis alone."""
+
+    execution: str
+    started_at: datetime
+    stage: Stage
+    frames_done: int = 0
+    frames_total: int | None = None
+    fraction: float = 0.0
+    """Of the whole job, as far as can be known."""
+
+
+class WorkerInfo(BaseModel):
+    """What a worker tells of itself while it lives."""
+
+    name: str
+    device: str
+    models: dict[str, str] = Field(default_factory=dict)
+    """Models it has loaded, and the SHA-256 of their weights."""
+    sandbox: list[str] = Field(default_factory=list)
+    """What holds its decoder."""
+    busy_with: str | None = None
+
+
+class Video(BaseModel):
+    """The uploaded file."""
+
+    name: str = Field(examples=["clip"])
+    """The client's name for it, without folders and ending."""
+    bytes: int = Field(examples=[1_048_576])
+    sha256: str
+
+
+class SecondsRange(BaseModel):
+    """An estimate, in seconds."""
+
+    low: float = Field(ge=0, examples=[4.0])
+    high: float = Field(ge=0, examples=[9.0])
+
+
+class LevelLinks(BaseModel):
+    """Where the result of one level lies; absent where the format was not asked for."""
+
+    tau: float = Field(examples=[1.0])
+    masks_zip: str | None = None
+    """All masks as `<video name>/00000.png …`."""
+    mask: str | None = None
+    """One frame's mask; replace `{frame}` by its index."""
+    rle: str | None = None
+    overlay: str | None = None
+    youtube_vis: str | None = None
+    cvat: str | None = None
+
+
+class Links(BaseModel):
+    self: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    events: str
+    cancel: str
+    manifest: str | None = None
+    """Once succeeded."""
+    levels: list[LevelLinks] = Field(default_factory=list)
+    """Once succeeded: one for each tau, in the order asked for."""
+
+
+class JobView(BaseModel):
+    """A job as its owner sees it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str = Field(examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    status: Status = Field(examples=["running"])
+    """queued and running may change; succeeded, failed and canceled are final."""
+    stage: Stage | None = Field(None, examples=["attention"])
+    """What a running job is at."""
+    frames_done: int = Field(0, ge=0, examples=[12])
+    """Frames the current stage has done."""
+    frames_total: int | None = Field(None, examples=[48])
+    """Frames of the part to segment, once known."""
+    fraction: float = Field(0.0, ge=0, le=1, examples=[0.4])
+    """Share of the whole work that is done, as far as can be known."""
+    position: int | None = Field(None, examples=[2])
+    """Jobs before this one in the queue, while queued."""
+    eta_s: SecondsRange | None = None
+    """Seconds until the end, while queued or running, where it can be estimated."""
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    """When the job and its results will be removed, once it has ended."""
+    video: Video
+    params: JobParams
+    """As they are used: defaults filled in."""
+    error: Problem | None = None
+    """Why it failed."""
+    links: Links
+
+
+class JobPage(BaseModel):
+    """Some of one's jobs, newest first."""
+
+    jobs: list[JobView]
+    next: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    """The cursor of the next page; None on the last."""
 
 
 class ManifestVideo(BaseModel):
@@ -192,7 +344,8 @@ class ManifestObject(BaseModel):
 class ManifestRound(BaseModel):
     centroids: int
     parents: list[int]
-    """For each centroid of the round before, the index of the centroid it merged into."""
+    """For each centroid of the round before, the index of the centroid it merged into; empty in the first round,
+    before which every token stood for itself."""
 
 
 class ManifestLevel(BaseModel):
@@ -221,6 +374,8 @@ class Manifest(BaseModel):
     key_frames: list[int]
     timings_s: dict[str, float]
     warnings: list[str]
+    sandbox: list[str] = Field(default_factory=list)
+    """What held the decoder."""
     levels: list[ManifestLevel]
 
 
