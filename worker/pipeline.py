@@ -1,0 +1,535 @@
+"""The method, stage by stage: a video in, masks out. The only file that knows the order of the stages."""
+
+import time
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.contract import (
+    Clustering,
+    Format,
+    JobParams,
+    Manifest,
+    ManifestLevel,
+    ManifestModel,
+    ManifestObject,
+    ManifestRound,
+    ManifestVideo,
+    Motion,
+    Stage,
+    level_name,
+)
+from service.errors import OutOfMemoryBudget
+from worker.attention import AttentionMaps, key_frames
+from worker.backbone import Projections
+from worker.clip import PatchGrid, model_size
+from worker.clustering import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
+from worker.decode import Decoded, DecodeLimits, read_clip, read_folder, stream_frames
+from worker.formats.overlay import OverlayWriter
+from worker.formats.palette import color, write_png
+from worker.formats.rle import RleWriter, Runs
+from worker.loading import LoadedModel
+from worker.masks import Decision, decide, frame_labels
+from worker.motion import join_motion, motion_energy
+from worker.spool import Spool
+
+Progress = Callable[[Stage, int, int | None], None]
+"""Called with the stage, its frames done and all frames; what it raises ends the job."""
+
+DRAWING_THREADS = 2
+DRAWN_AHEAD = 8  # frames: bounds what waits to be written
+VERSIONED = ("uvos", "torch", "timm", "av", "numpy")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a job may use."""
+
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+    memory_bytes: int = 6 * 2**30
+    """For centroids and kept attention rows."""
+    max_key_tokens: int = 40_000
+    """key_ratio is lowered to stay below it."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is written beside the result, for people who look into the method."""
+
+    tokens: bool = False
+    """`tokens.npz`: the cluster of every token, before background is told apart."""
+
+
+class Stopwatch:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.seconds = dict.fromkeys((stage.value for stage in Stage), 0.0)
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage.value] += time.perf_counter() - begin
+
+    def move(self, seconds: float, *, source: Stage, target: Stage) -> None:
+        """Count time to another stage that ran inside this one."""
+        self.seconds[source.value] -= seconds
+        self.seconds[target.value] += seconds
+
+    def report(self) -> dict[str, float]:
+        total = time.perf_counter() - self.began
+        return {name: round(seconds, 4) for name, seconds in {**self.seconds, "total": total}.items()}
+
+
+class TimedMaps(AttentionMaps):
+    """Attention maps that know how long they took: they are computed inside the passes of the clustering."""
+
+    seconds = 0.0
+
+    def rows(self, start_frame: int, stop_frame: int) -> Tensor:
+        begin = time.perf_counter()
+        rows = super().rows(start_frame, stop_frame)
+        self.seconds += time.perf_counter() - begin
+        return rows
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What attention needs of a clip: queries of all frames on disk, keys of the key frames in memory."""
+
+    queries: Spool
+    """A row a frame, (N, heads, d)."""
+    keys: Tensor
+    """(K*N, heads, d)."""
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """One level after the assignment."""
+
+    level: Level
+    labels: NDArray[np.int32]
+    """The nearest centroid of each token, (T, h, w)."""
+    scores: Spool
+    """J - min(J) of each token to each centroid, a row a frame, (N, C) float16: the interpolation's input."""
+
+
+def segment(
+    source: Path,
+    params: JobParams,
+    model: LoadedModel,
+    out: Path,
+    *,
+    budget: Budget,
+    name: str | None = None,
+    job_id: str | None = None,
+    extras: Extras | None = None,
+    on_progress: Progress | None = None,
+) -> Manifest:
+    """Segment a video into objects and write the result into `out`.
+
+    Source: Ding et al., "Betrayed by Attention" (arXiv:2311.17893): features and keys of Section 3, clustering by
+    Algorithm 1. Joining motion to the tokens, smooth edges and telling background apart are ours.
+
+    Args:
+        source: A video file, or a folder of frames.
+        params: What to do, defaults filled in.
+        model: The loaded model.
+        out: An existing folder; written: manifest.json, levels/<tau>/....
+        budget: Limits; beyond them the job fails and says so.
+        name: The video's name in the manifest; default: the file's.
+        job_id: For the manifest.
+        extras: What to write beside.
+        on_progress: Told where the job is, at least every second or so.
+
+    Raises:
+        UvosError: The video or the budget does not allow it; nothing of what is in `out` is a result then.
+    """
+    extras = extras or Extras()
+    tell = on_progress or (lambda *_: None)
+    watch = Stopwatch()
+    with ExitStack() as open_files:
+        with watch.stage(Stage.decode):
+            decoded = _decode(source, params, model, out, budget.decode, tell)
+        size = _model_size(decoded, params, model)
+        grid = model.backbone.grid(size)
+        frame_count = len(decoded.clip.frames)
+        keyed, warnings = _key_frames(frame_count, params.key_ratio, grid, budget.max_key_tokens)
+        with watch.stage(Stage.features):
+            projected = open_files.enter_context(_project(decoded, model, size, keyed, params.motion, out, tell))
+        maps = TimedMaps(
+            projected.queries,
+            projected.keys,
+            dtype=torch.float32 if model.dtype == "float32" else torch.bfloat16,
+            keep_bytes=budget.memory_bytes // 2,
+        )
+        with watch.stage(Stage.clustering):
+            levels = _cluster(maps, params, budget.memory_bytes // 2, tell)
+            assigned = [open_files.enter_context(one) for one in _assign(maps, levels, grid, out, tell)]
+        watch.move(maps.seconds, source=Stage.clustering, target=Stage.attention)
+        if extras.tokens:
+            np.savez_compressed(out / "tokens.npz", labels=np.stack([one.labels for one in assigned]))
+        with watch.stage(Stage.masks):
+            decisions = [_decide(one, params) for one in assigned]
+            _draw(source, decoded, params, grid, assigned, decisions, out, budget.decode, tell)
+            if Format.png in params.format:
+                for one in assigned:
+                    _zip_masks(out / "levels" / level_name(one.level.tau), name or source.stem)
+    return _write_manifest(
+        out,
+        decoded,
+        params,
+        model,
+        size,
+        grid,
+        keyed,
+        assigned,
+        decisions,
+        watch,
+        warnings,
+        name or source.stem,
+        job_id,
+    )
+
+
+# --- decode
+
+
+def _decode(
+    source: Path, params: JobParams, model: LoadedModel, work: Path, limits: DecodeLimits, tell: Progress
+) -> Decoded:
+    read = read_folder if source.is_dir() else read_clip
+    return read(
+        source,
+        work=work,
+        short_side=model.entry.short_side,
+        patch=model.backbone.patch,
+        resolution=params.resolution,
+        # The released procedure resizes by itself, bilinearly and without antialiasing.
+        native=params.clustering is Clustering.windowed,
+        start=params.start,
+        end=params.end,
+        fps=params.fps,
+        limits=limits,
+        on_progress=lambda done, total: tell(Stage.decode, done, total),
+    )
+
+
+def _model_size(decoded: Decoded, params: JobParams, model: LoadedModel) -> tuple[int, int]:
+    return model_size(
+        decoded.clip.video_size,
+        short_side=model.entry.short_side,
+        patch=model.backbone.patch,
+        resolution=params.resolution,
+    )
+
+
+# --- features
+
+
+def _key_frames(
+    frame_count: int, key_ratio: float, grid: PatchGrid, max_key_tokens: int
+) -> tuple[list[int], list[str]]:
+    """The key frames, fewer than asked for where their tokens would be too many, and the warning that says so."""
+    wanted = key_frames(frame_count, key_ratio)
+    allowed = max(1, max_key_tokens // grid.tokens)
+    if len(wanted) <= allowed:
+        return wanted, []
+    found = [i * frame_count // allowed for i in range(allowed)]
+    return found, [
+        f"key_ratio {key_ratio:g} asks for {len(wanted)} key frames of {grid.tokens} tokens; "
+        f"{len(found)} were used (key_ratio {len(found) / frame_count:g}) to stay below {max_key_tokens} key tokens"
+    ]
+
+
+@contextmanager
+def _project(
+    decoded: Decoded,
+    model: LoadedModel,
+    size: tuple[int, int],
+    keyed: list[int],
+    motion: Motion,
+    work: Path,
+    tell: Progress,
+) -> Iterator[Projected]:
+    """Queries of all frames and keys of the key frames."""
+    frames = decoded.clip.frames
+    backbone = model.backbone
+    grid = backbone.grid(size)
+    energy = motion_energy(frames, grid) if motion is Motion.on else None
+    batch = backbone.batch_size(size)
+    kept = set(keyed)
+    keys: list[Tensor] = []
+    bits = model.dtype != "float32"
+    with ExitStack() as stack:
+        queries: Spool | None = None
+        for start in range(0, len(frames), batch):
+            tell(Stage.features, start, len(frames))
+            stop = min(start + batch, len(frames))
+            part = backbone.project(_to_device(frames[start:stop], backbone.device), size=size)
+            if energy is not None:
+                part = Projections(
+                    *join_motion(
+                        part.queries, part.keys, torch.from_numpy(energy[start:stop]).flatten(1).to(backbone.device)
+                    )
+                )
+            if queries is None:
+                shape, dtype = part.queries.shape[1:], np.uint16 if bits else np.float32
+                queries = stack.enter_context(Spool(work, row_shape=shape, dtype=dtype, name="queries.spool"))
+            queries.append(_to_disk(part.queries, bits))
+            keys.extend(part.keys[frame - start] for frame in range(start, stop) if frame in kept)
+        tell(Stage.features, len(frames), len(frames))
+        assert queries is not None
+        yield Projected(queries, torch.cat(keys))
+
+
+def _to_device(frames: NDArray[np.uint8], device: torch.device) -> Tensor:
+    batch = torch.from_numpy(np.array(frames))  # a copy: a memory map is read-only
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
+
+
+def _to_disk(values: Tensor, bits: bool) -> NDArray[np.generic]:
+    """float32, or the bits of bfloat16, which NumPy does not know."""
+    found: NDArray[np.generic] = (
+        values.to(torch.bfloat16).view(torch.uint16).cpu().numpy() if bits else values.float().cpu().numpy()
+    )
+    return found
+
+
+# --- attention and clustering
+
+
+def _cluster(maps: AttentionMaps, params: JobParams, memory_bytes: int, tell: Progress) -> list[Level]:
+    cluster = windowed if params.clustering is Clustering.windowed else algorithm1
+    try:
+        return cluster(
+            maps,
+            params.tau,
+            memory_bytes=memory_bytes,
+            on_progress=lambda done, total: tell(Stage.attention, done, total),
+        )
+    except MemoryBudgetExceeded as error:
+        raise OutOfMemoryBudget(
+            f"clustering at tau {', '.join(map(level_name, params.tau))} needs {error.needed_bytes} bytes, "
+            f"{error.allowed_bytes} are allowed",
+            limit=error.allowed_bytes,
+            actual=error.needed_bytes,
+        ) from error
+
+
+def _assign(
+    maps: AttentionMaps, levels: list[Level], grid: PatchGrid, work: Path, tell: Progress
+) -> Iterator["_OpenAssigned"]:
+    """The nearest centroid of every token and how much farther the others are, for all levels in one pass."""
+    scores = [
+        Spool(work, row_shape=(grid.tokens, len(level.centroids)), dtype=np.float16, name=f"scores-{index}.spool")
+        for index, level in enumerate(levels)
+    ]
+    labels = [np.empty((maps.frame_count, grid.height, grid.width), np.int32) for _ in levels]
+    opened = [_OpenAssigned(Assigned(*each)) for each in zip(levels, labels, scores, strict=True)]
+    for start, stop, found in distances(
+        maps, levels, on_progress=lambda done, total: tell(Stage.clustering, done, total)
+    ):
+        for one, values in zip(opened, found, strict=True):
+            nearest = values.min(-1, keepdim=True)
+            one.assigned.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()
+            beyond = (values - nearest.values).clamp_(max=torch.finfo(torch.float16).max)
+            one.assigned.scores.append(beyond.to(torch.float16).cpu().numpy())
+    yield from opened
+
+
+class _OpenAssigned:
+    """An assignment whose spool is closed when the job is over."""
+
+    def __init__(self, assigned: Assigned) -> None:
+        self.assigned = assigned
+
+    def __enter__(self) -> Assigned:
+        return self.assigned
+
+    def __exit__(self, *exception: object) -> None:
+        self.assigned.scores.close()
+
+
+# --- masks
+
+
+def _decide(one: Assigned, params: JobParams) -> Decision:
+    class Scores:
+        def __getitem__(self, frame: int) -> NDArray[np.floating]:
+            return one.scores.read(frame, frame + 1)[0]  # type: ignore[no-any-return]
+
+    return decide(
+        one.labels,
+        len(one.level.centroids),
+        mode=params.mode,
+        background=params.background,
+        min_area=params.min_area,
+        distances=Scores(),
+    )
+
+
+def _draw(
+    source: Path,
+    decoded: Decoded,
+    params: JobParams,
+    grid: PatchGrid,
+    assigned: list[Assigned],
+    decisions: list[Decision],
+    out: Path,
+    limits: DecodeLimits,
+    tell: Progress,
+) -> None:
+    """Write the masks of every level: frames are drawn side by side, and written in order."""
+    clip = decoded.clip
+    size, times = clip.video_size, clip.pts_s.tolist()
+    folders = [out / "levels" / level_name(one.level.tau) for one in assigned]
+    for folder in folders:
+        (folder / "masks" if Format.png in params.format else folder).mkdir(parents=True)
+    with_overlay = Format.overlay in params.format
+
+    def draw(frame: int, index: int) -> tuple[dict[int, str], NDArray[np.uint16] | None]:
+        one, decision = assigned[index], decisions[index]
+        labels = frame_labels(
+            one.scores.read(frame, frame + 1)[0], grid, size=size, decision=decision, edges=params.edges
+        )
+        if Format.png in params.format:
+            path = folders[index] / "masks" / f"{frame:05d}.png"
+            write_png(path, labels, objects=len(decision.objects))
+        return Runs.of(labels).counts(), labels if with_overlay else None
+
+    with ExitStack() as stack:
+        rles = [stack.enter_context(RleWriter(folder / "rle.json", size)) for folder in folders]
+        overlays: list[OverlayWriter] = []
+        pictures: Iterator[NDArray[np.uint8]] = iter(())
+        if with_overlay:
+            overlays = [
+                stack.enter_context(OverlayWriter(folder / "overlay.mp4", size, clip.pts_s)) for folder in folders
+            ]
+            pictures = stream_frames(
+                source, start=params.start, end=params.end, fps=params.fps, limits=limits, work=out
+            )
+        pool = stack.enter_context(ThreadPoolExecutor(DRAWING_THREADS))
+        waiting: deque[list[Future[tuple[dict[int, str], NDArray[np.uint16] | None]]]] = deque()
+        drawn = 0
+        for frame in range(len(times) + DRAWN_AHEAD):
+            if frame < len(times):
+                waiting.append([pool.submit(draw, frame, index) for index in range(len(assigned))])
+            if (frame < DRAWN_AHEAD - 1 and frame < len(times) - 1) or not waiting:
+                continue
+            picture = next(pictures, None)
+            for index, done in enumerate(waiting.popleft()):
+                counts, labels = done.result()
+                rles[index].write(times[drawn], counts)
+                if labels is not None:
+                    assert picture is not None
+                    overlays[index].write(picture, labels)
+            drawn += 1
+            tell(Stage.masks, drawn, len(times))
+
+
+def _zip_masks(folder: Path, name: str) -> None:
+    """All masks in one archive in the layout of DAVIS, stored as they are: PNGs are compressed already."""
+    with zipfile.ZipFile(folder / "masks.zip", "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted((folder / "masks").iterdir()):
+            archive.writestr(zipfile.ZipInfo(f"{name}/{path.name}"), path.read_bytes())
+
+
+# --- manifest
+
+
+def _write_manifest(
+    out: Path,
+    decoded: Decoded,
+    params: JobParams,
+    model: LoadedModel,
+    size: tuple[int, int],
+    grid: PatchGrid,
+    keyed: list[int],
+    assigned: list[Assigned],
+    decisions: list[Decision],
+    watch: Stopwatch,
+    warnings: list[str],
+    name: str,
+    job_id: str | None,
+) -> Manifest:
+    info = decoded.info
+    for one, decision in zip(assigned, decisions, strict=True):
+        if len(decision.objects) > 255:
+            warnings.append(
+                f"level {level_name(one.level.tau)} has {len(decision.objects)} objects: its PNGs are 16-bit grey"
+            )
+    manifest = Manifest(
+        job_id=job_id,
+        created_at=datetime.now(UTC),
+        video=ManifestVideo(
+            name=name,
+            sha256=info.sha256,
+            width=info.width,
+            height=info.height,
+            frame_count=info.frame_count,
+            fps=info.fps,
+            pts_s=decoded.clip.pts_s.tolist(),
+            rotation=info.rotation,
+            sample_aspect_ratio=info.sample_aspect_ratio,
+            codec=info.codec,
+        ),
+        params=params.model_dump(mode="json"),
+        model=ManifestModel(
+            name=model.entry.name, weights=model.weights_source, sha256=model.sha256, version=model.version
+        ),
+        versions={package: version(package) for package in VERSIONED},
+        device=str(model.device),
+        dtype=model.dtype,
+        resolution=f"{size[0]}x{size[1]}",
+        grid=f"{grid.height}x{grid.width}",
+        key_frames=keyed,
+        timings_s=watch.report(),
+        warnings=[*decoded.warnings, *warnings],
+        sandbox=list(decoded.sandbox),
+        levels=[_level(out, one, decision) for one, decision in zip(assigned, decisions, strict=True)],
+    )
+    (out / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def _level(out: Path, one: Assigned, decision: Decision) -> ManifestLevel:
+    folder = out / "levels" / level_name(one.level.tau)
+    return ManifestLevel(
+        tau=one.level.tau,
+        name=level_name(one.level.tau),
+        clusters=len(one.level.centroids),
+        objects=[
+            ManifestObject(
+                id=found.id,
+                color=color(found.id),
+                area=found.area,
+                first_frame=found.first_frame,
+                last_frame=found.last_frame,
+                frames=found.frames,
+                background_score=found.background_score,
+            )
+            for found in decision.objects
+        ],
+        background_clusters=decision.background_clusters,
+        rounds=[
+            ManifestRound(centroids=int(each.parents.max()) + 1, parents=each.parents.tolist() if number else [])
+            for number, each in enumerate(one.level.rounds)
+        ],
+        files=sorted(str(path.relative_to(out)) for path in folder.rglob("*") if path.is_file()),
+    )

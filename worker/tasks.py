@@ -1,0 +1,160 @@
+"""What a job's message asks for: message in, pipeline, result out. Runs in the warm child."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from service.contract import Clustering, Stage
+from service.errors import InternalError, OutOfMemoryBudget, UvosError
+from service.models import find_model
+from service.settings import Settings
+from service.storage import Storage, full_is_an_answer
+from worker.decode import DecodeLimits
+from worker.loading import LoadedModel, choose_device, load_model
+from worker.pipeline import Budget, segment
+
+log = logging.getLogger(__name__)
+
+MODELS_KEPT = 2  # in memory; the one used longest ago goes first
+PROGRESS_EVERY_S = 0.2
+# Share of the whole that has gone when a stage begins, as measured with tiny on two cores.
+BEGINS_AT = {Stage.decode: 0.0, Stage.features: 0.05, Stage.attention: 0.45, Stage.clustering: 0.65, Stage.masks: 0.75}
+ENDS_AT = dict(zip(BEGINS_AT, [*list(BEGINS_AT.values())[1:], 1.0], strict=True))
+
+
+class Stopped(Exception):
+    """The parent wants this execution to end."""
+
+
+class Runner:
+    """Runs assignments one after the other with models that stay loaded."""
+
+    def __init__(self, settings: Settings, send: Callable[[dict[str, Any]], None]) -> None:
+        self.settings = settings
+        self.send = send
+        self.storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
+        self.device = choose_device(settings.device)
+        self._models: OrderedDict[tuple[str, bool], LoadedModel] = OrderedDict()
+        self._cancelled: set[str] = set()
+        self._lock = threading.Lock()
+        self._sandbox: list[str] = []
+
+    def warm_up(self) -> None:
+        """Load the default model, so that the first job need not wait for it."""
+        try:
+            self.model(self.settings.default_model, Clustering.algorithm1)
+        except UvosError as error:
+            log.warning("the default model is not loaded: %s", error)
+
+    def about(self) -> dict[str, Any]:
+        models = {model.entry.name: model.sha256 for model in self._models.values()}
+        return {"device": str(self.device), "models": models, "sandbox": self._sandbox}
+
+    def cancel(self, execution: str) -> None:
+        with self._lock:
+            self._cancelled.add(execution)
+
+    def model(self, name: str, clustering: Clustering) -> LoadedModel:
+        """The model of that name, loaded now or before."""
+        key = (name, clustering is Clustering.windowed)  # windowed runs in float32
+        if key not in self._models:
+            settings = self.settings
+            self._models[key] = load_model(
+                find_model(name),
+                weights=settings.weights if name == settings.default_model else None,
+                weights_dir=settings.weights_folder,
+                allow_hub=settings.allow_hub,
+                device=self.device,
+                dtype=settings.dtype,  # type: ignore[arg-type]  # a pattern holds it to the three
+                clustering=clustering,
+            )
+            while len(self._models) > MODELS_KEPT:
+                self._models.popitem(last=False)
+        self._models.move_to_end(key)
+        return self._models[key]
+
+    def run(self, job_id: str, execution: str) -> None:
+        """Do a job and tell the parent how it went; nothing that a job does ends the child."""
+        try:
+            segment_video(job_id, execution, self)
+            self.send({"done": execution})
+        except Stopped:
+            self.send({"stopped": execution})
+        except UvosError as error:
+            self.send({"failed": execution, "problem": error.problem().model_dump()})
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            log.exception("job %s ran out of memory", job_id)
+            problem = OutOfMemoryBudget(f"there is not enough memory for this job: {str(error)[:200]}").problem()
+            self.send({"failed": execution, "problem": problem.model_dump(), "restart": True})
+        except Exception as error:
+            log.exception("job %s failed by a fault of the service", job_id)
+            problem = InternalError("something went wrong in the service; its log has the particulars").problem()
+            restart = isinstance(error, torch.AcceleratorError)  # nothing works after it in this process
+            self.send({"failed": execution, "problem": problem.model_dump(), "restart": restart})
+        finally:
+            with self._lock:
+                self._cancelled.discard(execution)
+
+    def check(self, execution: str) -> None:
+        with self._lock:
+            if execution in self._cancelled:
+                raise Stopped
+
+
+def segment_video(job_id: str, execution: str, runner: Runner) -> None:
+    """Segment the video of a job; its result lies in the execution's own folder until the parent publishes it.
+
+    Raises:
+        UvosError: what the job fails with.
+        Stopped: the parent no longer wants it.
+    """
+    storage = runner.storage
+    record = storage.record(job_id)
+    out = storage.work_dir(job_id, execution)
+    told_at = 0.0
+
+    def tell(stage: Stage, done: int, total: int | None) -> None:
+        nonlocal told_at
+        runner.check(execution)
+        now = time.monotonic()
+        if now - told_at < PROGRESS_EVERY_S and done != total:
+            return
+        told_at = now
+        share = done / total if total else 0.0
+        fraction = BEGINS_AT[stage] + min(share, 1.0) * (ENDS_AT[stage] - BEGINS_AT[stage])
+        progress = {"execution": execution, "stage": stage.value, "frames_done": done, "frames_total": total}
+        runner.send({"progress": progress | {"fraction": round(fraction, 4)}})
+
+    tell(Stage.decode, 0, None)
+    with full_is_an_answer(storage.root):
+        out.mkdir(parents=True)
+        segment(
+            storage.input_path(job_id),
+            record.params,
+            runner.model(record.params.model, record.params.clustering),
+            out,
+            budget=budget_of(runner.settings),
+            name=record.video_name,
+            job_id=job_id,
+            on_progress=tell,
+        )
+
+
+def budget_of(settings: Settings) -> Budget:
+    """The limits of these settings."""
+    return Budget(
+        decode=DecodeLimits(
+            max_frames=settings.max_frames,
+            max_pixels=settings.max_pixels,
+            max_duration_s=settings.max_duration_s,
+            max_bytes=settings.max_decoded_bytes,
+            timeout_s=settings.job_timeout_s,
+        ),
+        memory_bytes=settings.memory_budget_bytes,
+        max_key_tokens=settings.max_key_tokens,
+    )
