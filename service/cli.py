@@ -1,0 +1,228 @@
+"""`uvos`: start the service, use it from the command line. The client's commands talk HTTP only."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+import uvicorn
+from pydantic import SecretStr
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from service.client import Client, RequestFailed
+from service.contract import Format, JobView, Mode, Status
+from service.embedded import EmbeddedServer
+from service.errors import UvosError
+from service.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Any video to object masks, with no labels and no clicks: start the service, or send it a video.",
+)
+console = Console(stderr=True)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+STOP_TIMEOUT_S = 30.0
+RESTART_PAUSE_S = 1.0
+
+UrlOption = Annotated[str, typer.Option(help="Where the service is.", envvar="UVOS_URL")]
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for uploads, results and the queue. [default: data]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model for jobs that name none. [default: tiny]")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+) -> None:
+    """Start everything: a queue of its own unless UVOS_REDIS_URL is set, the API, and workers."""
+    given = {"host": host, "port": port, "data_dir": data, "default_model": model}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    with ExitStack() as running:
+        if settings.redis_url is None:
+            queue = running.enter_context(EmbeddedServer(settings.data_dir / "queue"))
+            settings = settings.model_copy(update={"redis_url": SecretStr(queue.url)})
+        running.enter_context(_workers(settings, workers))
+        url = f"http://{settings.host}:{settings.port}"
+        console.print(f"[bold]uvos[/] is on [link={url}]{url}[/link], data in {settings.data_dir}. Try next:\n")
+        console.print(f"  uvos segment examples/sample.mp4 --url {url} --out masks/", highlight=False)
+        console.print(f"  curl -F video=@examples/sample.mp4 {url}/segment", highlight=False)
+        console.print(f"  open {url}/docs\n", highlight=False)
+        _serve(settings)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")] = None,
+) -> None:
+    """Start the API alone; UVOS_REDIS_URL names the queue that workers share."""
+    given = {"host": host, "port": port}
+    _serve(Settings(**{name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+
+
+@app.command()
+def segment(
+    video: Annotated[Path, typer.Argument(help="A video file.", exists=True, dir_okay=False)],
+    url: UrlOption = DEFAULT_URL,
+    tau: Annotated[list[float] | None, typer.Option(help="Merge threshold in nats; repeat for several levels.")] = None,
+    key_ratio: Annotated[
+        float | None, typer.Option(help="Share of the frames that serve as keys. [default: 0.1]")
+    ] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Several objects, or the one main object.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from /models.")] = None,
+    formats: Annotated[
+        list[Format] | None, typer.Option("--format", help="Repeat for several. [default: png, rle]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the result is saved.")] = Path("masks"),
+) -> None:
+    """Send a video, wait with a progress bar, save its masks."""
+    with Client(url) as client, _job_progress() as bar:
+        task = bar.add_task("sending", total=1.0)
+
+        def show(job: JobView) -> None:
+            bar.update(task, completed=job.fraction, description=describe(job))
+
+        job = client.submit(
+            video,
+            tau=tau,
+            key_ratio=key_ratio,
+            mode=mode.value if mode else None,
+            model=model,
+            format=[one.value for one in formats] if formats else None,
+        )
+        try:
+            job = client.wait(job, on_change=show)
+        except KeyboardInterrupt:
+            client.cancel(job)
+            console.print(f"canceled job {job.id}")
+            raise typer.Exit(130) from None
+        if job.error is not None:
+            raise RequestFailed(job.error)
+        if job.status == Status.canceled:
+            console.print(f"job {job.id} was canceled")
+            raise typer.Exit(1)
+        bar.update(task, completed=1.0, description="saving")
+        saved = list(client.download_all(job, out))
+    console.print(f"{job.id}: {job.frames_total or ''} {len(saved)} files are in {out}".replace("  ", " "))
+
+
+@app.command()
+def jobs(
+    url: UrlOption = DEFAULT_URL,
+    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+) -> None:
+    """List one's jobs, newest first."""
+    with Client(url) as client:
+        for job in client.jobs(status):
+            console.print(f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}")
+
+
+def describe(job: JobView) -> str:
+    """Where a job is, in a few words."""
+    if job.status == Status.queued:
+        return f"queued, {job.position} before it" if job.position else "queued"
+    if job.stage is None:
+        return job.status.value
+    frames = f" {job.frames_done}/{job.frames_total}" if job.frames_total else ""
+    return f"{job.stage.value}{frames}"
+
+
+def _job_progress() -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def _serve(settings: Settings) -> None:
+    """Run the API until it is told to stop."""
+    from service.app import create_app
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s api[%(process)d] %(message)s")
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        http="h11",  # cuts off endless headers, which httptools takes 200 MiB of
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+    )
+
+
+@contextmanager
+def _workers(settings: Settings, count: int) -> Iterator[None]:
+    """Worker processes beside the API; one that dies is replaced."""
+    assert settings.redis_url is not None
+    environment = os.environ | {
+        "UVOS_REDIS_URL": settings.redis_url.get_secret_value(),
+        "UVOS_DATA_DIR": str(settings.data_dir.resolve()),
+        "UVOS_DEFAULT_MODEL": settings.default_model,
+    }
+    stopping = threading.Event()
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-m", "worker.cli", "run"], env=environment, process_group=0)
+
+    processes = [start() for _ in range(count)]
+
+    def watch() -> None:
+        while not stopping.wait(RESTART_PAUSE_S):
+            for index, process in enumerate(processes):
+                if process.poll() is not None and not stopping.is_set():
+                    console.print(f"[yellow]a worker ended with status {process.returncode}; starting another[/]")
+                    processes[index] = start()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        watcher.join()
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def main() -> None:
+    """The command line: an expected failure is one sentence and exit status 1."""
+    try:
+        app()
+    except (UvosError, RequestFailed) as error:
+        detail = error.problem.detail if isinstance(error, RequestFailed) else error.detail
+        cure = f" {error.cure}" if isinstance(error, UvosError) and error.cure else ""
+        console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', detail)}{cure}", highlight=False)
+        sys.exit(1)
+    except httpx.ConnectError as error:
+        console.print(f"[red]error:[/] no service answers at {error.request.url}: start one with `uvos up`.")
+        sys.exit(1)
+    except httpx.HTTPError as error:
+        console.print(f"[red]error:[/] the connection to the service broke off: {error}.", highlight=False)
+        sys.exit(1)
+    except (OSError, RuntimeError, ValueError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
