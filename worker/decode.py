@@ -63,6 +63,8 @@ REFUSALS: dict[str, type[UvosError]] = {
 }
 MAX_THREADS = 8  # of a decoder; each holds frames of its own
 TICK_S = 0.1  # how often progress is told, and cancelling noticed, while the decoder works
+ATTEMPTS = 2  # at a decoder that something else kills
+KILLED = "the system ended the decoder, perhaps for want of memory"
 MAX_LINE = 2**16
 PIPE_BYTES = 2**20
 HASH_BLOCK = 2**20
@@ -223,11 +225,14 @@ def stream_frames(
         else:
             source = _Input(stack.enter_context(path.open("rb")))
         decoder = stack.enter_context(_Decoder(source, None, _Selection(start, end, fps), limits))
-        size = decoder.answer(lambda shown: size or shown)
-        while decoder.next_frame() is not None:
-            frame = np.empty((*size, 3), np.uint8)
-            decoder.read_into(frame.data.cast("B"))
-            yield frame
+        try:
+            size = decoder.answer(lambda shown: size or shown)
+            while decoder.next_frame() is not None:
+                frame = np.empty((*size, 3), np.uint8)
+                decoder.read_into(frame.data.cast("B"))
+                yield frame
+        except _Killed:  # half of the frames are handed out: no second attempt
+            raise OutOfMemoryBudget(KILLED) from None
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,21 @@ def _decode(
     on_progress: Progress | None,
     digest: Callable[[], str],
 ) -> Decoded:
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(_Killed):
+            return _decode_once(source, selection, target, work, limits, on_progress, digest)
+    raise OutOfMemoryBudget(KILLED)
+
+
+def _decode_once(
+    source: _Input,
+    selection: _Selection,
+    target: _Target,
+    work: Path,
+    limits: DecodeLimits,
+    on_progress: Progress | None,
+    digest: Callable[[], str],
+) -> Decoded:
     with tempfile.TemporaryFile(dir=work, prefix="frames-") as spool:
         with _Decoder(source, spool, selection, limits, on_progress) as decoder:
             size = decoder.answer(target.of)
@@ -294,7 +314,7 @@ def _decode(
         rotation=video.rotation,
         sample_aspect_ratio="{}:{}".format(*video.sample_aspect_ratio),
         codec=video.codec,
-        fps=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+        fps=round((len(times) - 1) / (times[-1] - times[0]), 6) if len(times) > 1 else None,
         sha256=digest(),
         frame_count=len(times),
         start_s=video.start_s,
@@ -309,11 +329,13 @@ def _warnings(video: "_Video", done: "_Done", target: _Target, size: tuple[int, 
     if video.mirrored:
         yield "the video is stored mirrored; it was brought upright as its header says"
     if done.damaged:
-        yield f"{done.damaged} frames are damaged in the file and were repaired by guesswork"
+        yield f"damaged in the file and repaired by guesswork: {done.damaged} frames"
     if done.guessed:
-        yield f"{done.guessed} frames have no time, or none after the frame before; their times are assumed"
+        yield f"without a time of their own, or not in order, so that their times are assumed: {done.guessed} frames"
+    if done.no_end_mark:
+        yield "the file has no end mark: it may have been cut off"
     if done.resized:
-        yield f"{done.resized} frames have another size than the first and were scaled to it"
+        yield f"of another size than the first frame, and scaled to it: {done.resized} frames"
 
 
 # --- what the decoder says, believed only as far as it validates
@@ -342,6 +364,7 @@ class _Done(_Said):
     guessed: Count
     resized: Count
     damaged: Count
+    no_end_mark: bool
 
 
 class _Error(_Said):
@@ -358,6 +381,10 @@ class _Message(_Said):
     time: FiniteFloat | None = None
     done: _Done | None = None
     error: _Error | None = None
+
+
+class _Killed(Exception):
+    """The decoder was ended from outside, which its file need not be the cause of."""
 
 
 class _Decoder:
@@ -396,11 +423,12 @@ class _Decoder:
             "cpu_s": int(limits.timeout_s * threads) + 1,
             "threads": threads,
         }
+        os.lseek(files[0], 0, os.SEEK_SET)  # the decoder shares the position with us, and with the one before it
         self._stderr, stderr = os.pipe()
         os.set_blocking(stderr, False)  # what is too much to hold is dropped: a flood of messages stops nothing
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-B", "-m", "worker.decoder", json.dumps(order)],
+                [sys.executable, "-P", "-s", "-m", "worker.decoder", json.dumps(order)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -449,7 +477,6 @@ class _Decoder:
             if message.done.frames != self.frames:
                 raise UnreadableVideo("the decoder counted other frames than it announced")
             self.done = message.done
-            self._process.wait(timeout=10)
             self._tell(last=True)
             return None
         if message.time is None or message.frame != self.frames + 1 or message.frame > self.limits.max_frames:
@@ -525,7 +552,7 @@ class _Decoder:
         logger.info("the decoder refused a file (%s: %s); its last words: %s", error.kind, error.detail, words)
         return REFUSALS.get(error.kind, UnreadableVideo)(error.detail, limit=error.limit, actual=error.actual)
 
-    def _failure(self) -> UvosError:
+    def _failure(self) -> Exception:
         """What it means that the decoder ended without a word."""
         try:
             code = self._process.wait(timeout=10)
@@ -533,6 +560,8 @@ class _Decoder:
             self._process.kill()
             code = self._process.wait()
         logger.warning("the decoder ended with %d after %d frames: %s", code, self.frames, self._last_words())
+        if code in (-signal.SIGKILL, -signal.SIGTERM):
+            return _Killed()
         if code == -signal.SIGXCPU:
             limit = self.limits.timeout_s
             return DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)

@@ -8,6 +8,7 @@ they follow their `frame` line. It starts fast: no torch, no numpy, no pydantic.
 
 import errno
 import json
+import math
 import os
 import sys
 import traceback
@@ -63,35 +64,35 @@ class Upright:
 
     def __init__(self, turn: Turn, size: tuple[int, int], threads: int) -> None:
         self.width, self.height = size if turn.transpose else size[::-1]  # before the turn
+        self.upside_down = turn.flip_y
         self.threads = threads
         self.graph: av.filter.Graph | None = None
-        if turn.filters:
-            self.graph = av.filter.Graph()
-            self.graph.threads = 1
-            source = self.graph.add(
-                "buffer", f"video_size={self.width}x{self.height}:pix_fmt=rgb24:time_base=1/1000:pixel_aspect=1/1"
-            )
-            turns = [self.graph.add(name, arguments) for name, arguments in turn.filters]
-            self.graph.link_nodes(source, *turns, self.graph.add("buffersink")).configure()
+        if turn.transpose:  # "cclock_flip" is the plain transpose
+            self.graph = self._graph("transpose", "clock" if turn.flip_x else "cclock_flip")
+        elif turn.flip_x:
+            self.graph = self._graph("hflip", "")
 
-    def convert(self, frame: VideoFrame) -> VideoFrame:
+    def _graph(self, name: str, arguments: str) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        graph.threads = 1
+        source = graph.add("buffer", f"video_size={self.width}x{self.height}:pix_fmt=rgb24:time_base=1/1000")
+        graph.link_nodes(source, graph.add(name, arguments), graph.add("buffersink")).configure()
+        return graph
+
+    def rows(self, frame: VideoFrame) -> list[memoryview]:
+        """The frame's pixels in as few pieces as possible, each of whole rows, three bytes a pixel."""
         if frame.colorspace not in KNOWN_COLORSPACES:
             frame.colorspace = UNSPECIFIED_COLORSPACE
         frame = frame.reformat(width=self.width, height=self.height, format="rgb24", threads=self.threads)
-        if self.graph is None:
-            return frame
-        self.graph.vpush(frame)
-        return self.graph.vpull()
-
-
-def rows(frame: VideoFrame) -> Sequence[memoryview]:
-    """The pixels of an RGB frame without the padding at the end of its rows."""
-    plane = frame.planes[0]
-    pixels = memoryview(plane)
-    used = 3 * frame.width
-    if plane.line_size == used:
-        return [pixels[: used * frame.height]]
-    return [pixels[y * plane.line_size : y * plane.line_size + used] for y in range(frame.height)]
+        if self.graph is not None:
+            self.graph.vpush(frame)
+            frame = self.graph.vpull()
+        plane = frame.planes[0]
+        pixels, used = memoryview(plane), 3 * frame.width
+        if plane.line_size == used and not self.upside_down:
+            return [pixels[: used * frame.height]]
+        rows = [pixels[y * plane.line_size : y * plane.line_size + used] for y in range(frame.height)]
+        return rows[::-1] if self.upside_down else rows
 
 
 def write_rows(file: int, parts: Sequence[memoryview]) -> None:
@@ -128,7 +129,7 @@ def describe(source: VideoFile | Pictures, first: VideoFrame, turn: Turn, order:
         "mirrored": turn.mirrored,
         "sample_aspect_ratio": (aspect.numerator, aspect.denominator),
         "codec": source.codec,
-        "start_s": first.time or 0.0,
+        "start_s": source.first_s or 0.0,
         "total": expected_frames(source, order),
     }
 
@@ -152,7 +153,7 @@ class Selection:
         part_start: float | None = None
         tick = -1
         for frame in frames:
-            time = frame.time - self.origin if frame.time is not None else -1.0
+            time = round(frame.time - self.origin, 9) if frame.time is not None else -1.0
             if time <= self.last_s or time < 0:
                 time = max(self.last_s + self.frame_s, 0.0)
                 self.guessed += 1
@@ -184,7 +185,7 @@ def decode(source: VideoFile | Pictures, order: Order) -> None:
     first = next(frames, None)
     if first is None:
         raise Refusal("UnreadableVideo", "not one frame of the video stream can be decoded", actual=0)
-    turn, origin = Turn.of(first), first.time or 0.0
+    turn, origin = Turn.of(first), source.first_s or 0.0
     say(video=describe(source, first, turn, order))
     height, width = (int(side) for side in sys.stdin.readline().split())
     upright = Upright(turn, (height, width), order.threads)
@@ -198,23 +199,34 @@ def decode(source: VideoFile | Pictures, order: Order) -> None:
     for frame, time in selection.of(frames):
         check_room(kept, 3 * height * width, source, order)
         resized += (frame.width, frame.height) != (first.width, first.height)
-        pixels = rows(upright.convert(frame))
+        pixels = upright.rows(frame)
         kept += 1
         if order.spool is not None:  # first the pixels, so that a frame that was announced is there
             write_rows(order.spool, pixels)
         say(frame=kept, time=time)
         if order.spool is None:
             write_rows(sys.stdout.fileno(), pixels)
-    if not selection.ended and (missing := source.missing_frames()):
-        raise Refusal(
-            "UnreadableVideo",
-            f"the file ends early: {missing} frames are missing; the {source.decoded} before them are good",
-            actual=source.decoded,
-        )
+    if not selection.ended and source.ends_early():
+        raise Refusal("UnreadableVideo", good_part("the file ends early", source), actual=source.decoded)
     if not kept:
         last_s = max(selection.last_s, 0.0)
         raise Refusal("NoFrames", f"no frame lies in the part asked for; the last one seen is at {last_s:.3f} s")
-    say(done={"frames": kept, "guessed": selection.guessed, "resized": resized, "damaged": source.damaged})
+    say(
+        done={
+            "frames": kept,
+            "guessed": selection.guessed,
+            "resized": resized,
+            "damaged": source.damaged,
+            "no_end_mark": not selection.ended and source.has_no_end_mark(),
+        }
+    )
+
+
+def good_part(what: str, source: VideoFile | Pictures) -> str:
+    """What went wrong, how much is good, and how to get that."""
+    last_s = math.floor(1000 * ((source.last_s or 0.0) - (source.first_s or 0.0)) + 1e-6) / 1000
+    advice = f"; `end={last_s:.3f}` takes the part before" if last_s > 0 else ""
+    return f"{what} after {source.decoded} good frames{advice}"
 
 
 def check_room(kept: int, frame_bytes: int, source: VideoFile | Pictures, order: Order) -> None:
@@ -252,8 +264,7 @@ def as_refusal(error: Exception, source: VideoFile | Pictures | None, order: Ord
     words = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:200]
     if source is None:
         return Refusal("UnreadableVideo", f"the file cannot be opened as a video ({words})")
-    good = source.decoded
-    return Refusal("UnreadableVideo", f"decoding breaks off after {good} good frames ({words})", actual=good)
+    return Refusal("UnreadableVideo", good_part(f"decoding breaks off ({words})", source), actual=source.decoded)
 
 
 def main() -> NoReturn:

@@ -27,10 +27,11 @@ DECODERS = [
     *("prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "rawvideo", "cinepak", "svq3"),
 ]
 
-# Codecs see sizes rounded up to their blocks: up to this much beyond the limit is theirs, the exact count ours.
-PIXEL_SLACK = 1.1
+# Codecs count pixels of sizes rounded up to their blocks: this much beyond the limit is theirs, the exact count ours.
+PIXEL_SLACK, PIXEL_SLACK_SMALL = 1.1, 2**16
 INDEXED_CONTAINERS = ("mov", "matroska")  # where seeking by time is exact enough to rely on
 DEFAULT_FRAME_S = 1 / 25
+MATROSKA_HEAD = 4096  # bytes that hold the EBML header and the segment's length
 DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
 PICTURE_HEADER = struct.Struct("<Q")  # a pack of pictures: for each its length, then its bytes
 
@@ -73,16 +74,6 @@ class Turn:
             return 90 if flip_x else 270
         return 180 if flip_x else 0
 
-    @property
-    def filters(self) -> list[tuple[str, str]]:
-        """libavfilter's names and arguments for it ("cclock_flip" is the plain transpose)."""
-        steps = [
-            (self.transpose, ("transpose", "cclock_flip")),
-            (self.flip_x, ("hflip", "")),
-            (self.flip_y, ("vflip", "")),
-        ]
-        return [step for wanted, step in steps if wanted]
-
     @classmethod
     def of(cls, frame: VideoFrame) -> "Turn":
         """What the frame's display matrix asks for, to the nearest right angle."""
@@ -102,6 +93,10 @@ class VideoFile:
     def __init__(self, file: int, *, max_pixels: int, threads: int) -> None:
         self.file, self.max_pixels, self.threads = file, max_pixels, threads
         self.decoded = self.damaged = 0
+        self.first_s: float | None = None
+        self.last_s: float | None = None
+        """When the first frame of the video and the last one decoded are shown, on the container's own clock."""
+        self.last_is_partial = False
         self._open()
 
     def _open(self) -> None:
@@ -127,7 +122,10 @@ class VideoFile:
         codec.thread_count = self.threads
 
     def _codec_options(self) -> dict[str, str]:
-        return {"max_pixels": str(int(self.max_pixels * PIXEL_SLACK)), "codec_whitelist": ",".join(DECODERS)}
+        return {
+            "max_pixels": str(int(self.max_pixels * PIXEL_SLACK) + PIXEL_SLACK_SMALL),
+            "codec_whitelist": ",".join(DECODERS),
+        }
 
     def _best_stream(self) -> VideoStream:
         """The largest of the default streams; cover pictures do not count."""
@@ -168,11 +166,17 @@ class VideoFile:
         return self.container.duration / av.time_base if self.container.duration else None
 
     def frames(self) -> Iterator[VideoFrame]:
-        for frame in self.container.decode(self.stream):
-            check_pixels(frame.width, frame.height, self.max_pixels)
-            self.decoded += 1
-            self.damaged += frame.is_corrupt
-            yield frame
+        for packet in self.container.demux(self.stream):
+            if packet.size:  # the last one, without data, gets the frames out that the codec still holds
+                self.last_is_partial = packet.is_corrupt
+            for frame in packet.decode():
+                check_pixels(frame.width, frame.height, self.max_pixels)
+                self.decoded += 1
+                self.damaged += frame.is_corrupt
+                if frame.time is not None:
+                    self.last_s = frame.time
+                    self.first_s = frame.time if self.first_s is None else self.first_s
+                yield frame
 
     def frames_from(self, time_s: float) -> Iterator[VideoFrame]:
         """All frames from `time_s` of the container's own clock on, and those before it that decoding them takes."""
@@ -192,12 +196,41 @@ class VideoFile:
         self._open()
         return self.frames()
 
-    def missing_frames(self) -> int:
-        """How many frames the index places beyond the end of the file."""
-        if "mov" not in self.container.format.name:
-            return 0
+    def ends_early(self) -> bool:
+        """After the last frame: the file is shorter than it says it is, where its format says so.
+
+        libav takes the end of the file for the end of the video: a broken upload would lose its last part unnoticed.
+        """
         size = self.container.size
-        return sum(1 for entry in self.stream.index_entries if entry.pos + entry.size > size)
+        name = self.container.format.name
+        if "mov" in name and any(entry.pos + entry.size > size for entry in self.stream.index_entries):
+            return True
+        if "matroska" in name and matroska_size(os.pread(self.file, MATROSKA_HEAD, 0)) > size:
+            return True
+        return self.last_is_partial
+
+    def has_no_end_mark(self) -> bool:
+        """It may have been cut off: players show such a file all the same."""
+        return self.container.format.name == "gif" and b";" not in os.pread(self.file, 16, self.container.size - 16)
+
+
+def matroska_size(head: bytes) -> int:
+    """How long a Matroska or WebM file is by its own account; 0: not said, as in live recordings.
+
+    A file is an EBML header and a segment; each is an identifier of four bytes, a length and so many bytes (RFC 8794,
+    section 4). In a length, the zeros before its first one tell how many bytes follow; all ones: unknown.
+    """
+    position = 0
+    for identifier in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        if head[position : position + 4] != identifier or position + 4 >= len(head):
+            return 0
+        bytes_used = 9 - head[position + 4].bit_length()
+        bits = 7 * bytes_used
+        length = int.from_bytes(head[position + 4 : position + 4 + bytes_used]) & ((1 << bits) - 1)
+        if bytes_used > 8 or length == (1 << bits) - 1:
+            return 0
+        position += 4 + bytes_used + length
+    return position
 
 
 class Pictures:
@@ -209,6 +242,7 @@ class Pictures:
     codec = "pictures"
     sample_aspect_ratio = Fraction(1)
     decoded = damaged = 0
+    first_s, last_s = 0.0, 0.0
 
     def __init__(self, file: int, *, count: int, rate: float, max_pixels: int) -> None:
         self.file: BinaryIO = os.fdopen(file, "rb", closefd=False)
@@ -236,13 +270,17 @@ class Pictures:
             frame.time_base = Fraction(self.frame_s).limit_denominator(1_000_000)
             frame.pts = self.decoded
             self.decoded += 1
+            self.last_s = (self.decoded - 1) * self.frame_s
             yield frame
 
     def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - from the first, then
         return self.frames()
 
-    def missing_frames(self) -> int:
-        return 0
+    def ends_early(self) -> bool:
+        return False
+
+    def has_no_end_mark(self) -> bool:
+        return False
 
 
 def _with(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
