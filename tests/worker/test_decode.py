@@ -600,12 +600,12 @@ def test_cancelling_ends_the_decoder_and_leaves_nothing(long_clip: Path, tmp_pat
         if done:
             raise Stopped
 
-    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    files = len(os.listdir("/proc/self/fd"))
     with pytest.raises(Stopped):
         read(long_clip, short_side=48, work=tmp_path, on_progress=stop)
     assert decoders() == []
     assert list(tmp_path.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_cancelling_does_not_wait_for_a_decoder_that_is_stuck(long_clip: Path) -> None:
