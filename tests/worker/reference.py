@@ -184,18 +184,9 @@ def nearest_patch(values, height, width, size):
     return np.array([[at[i * height // rows, j * width // columns] for j in range(columns)] for i in range(rows)])
 
 
-# --- The released procedure, from full-size frames to labels: its own numbers, in float64
+# --- The released procedure, from full-size frames to labels: its own numbers (windows as matrix products)
 
 RELEASED_MEAN, RELEASED_STD = np.array([0.43216, 0.394666, 0.37645]), np.array([0.22803, 0.22145, 0.216989])
-
-
-def released_labels(frames, checkpoint, size, tau, ratio):
-    """Frames (T, H, W, 3) and a checkpoint's `model_state_dict` as arrays -> a label for each token, (T, N)."""
-    queries, keys = released_queries_and_keys(frames, checkpoint, size)
-    count = len(frames)
-    key_frames = np.arange(count // ratio) * ratio
-    rows = released_attention(queries.reshape(-1, *queries.shape[2:]), keys[key_frames].reshape(-1, *keys.shape[2:]))
-    return released_clusters(rows, tau, tokens_a_frame=queries.shape[1]).reshape(count, -1)
 
 
 def released_queries_and_keys(frames, checkpoint, size):
