@@ -31,7 +31,7 @@ from service.contract import (
     level_name,
 )
 from service.errors import OutOfMemoryBudget
-from worker.attention import AttentionMaps, key_frames
+from worker.attention import AttentionMaps, key_frames, released_key_frames
 from worker.backbone import Projections
 from worker.clip import PatchGrid, model_size
 from worker.clustering import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
@@ -169,7 +169,7 @@ def segment(
         size = _model_size(decoded, params, model)
         grid = model.backbone.grid(size)
         frame_count = len(decoded.clip.frames)
-        keyed, warnings = _key_frames(frame_count, params.key_ratio, grid, budget.max_key_tokens)
+        keyed, warnings = _key_frames(frame_count, params, grid, budget.max_key_tokens)
         with watch.stage(Stage.features):
             projected = open_files.enter_context(_project(decoded, model, size, keyed, params.motion, out, tell))
         maps = TimedMaps(
@@ -243,16 +243,17 @@ def _model_size(decoded: Decoded, params: JobParams, model: LoadedModel) -> tupl
 
 
 def _key_frames(
-    frame_count: int, key_ratio: float, grid: PatchGrid, max_key_tokens: int
+    frame_count: int, params: JobParams, grid: PatchGrid, max_key_tokens: int
 ) -> tuple[list[int], list[str]]:
     """The key frames, fewer than asked for where their tokens would be too many, and the warning that says so."""
-    wanted = key_frames(frame_count, key_ratio)
+    choose = released_key_frames if params.clustering is Clustering.windowed else key_frames
+    wanted = choose(frame_count, params.key_ratio)
     allowed = max(1, max_key_tokens // grid.tokens)
     if len(wanted) <= allowed:
         return wanted, []
     found = [i * frame_count // allowed for i in range(allowed)]
     return found, [
-        f"key_ratio {key_ratio:g} asks for {len(wanted)} key frames of {grid.tokens} tokens; "
+        f"key_ratio {params.key_ratio:g} asks for {len(wanted)} key frames of {grid.tokens} tokens; "
         f"{len(found)} were used (key_ratio {len(found) / frame_count:g}) to stay below {max_key_tokens} key tokens"
     ]
 
