@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import sys
 import tempfile
 from enum import StrEnum
@@ -27,7 +28,7 @@ from service.contract import (
     Stage,
     level_name,
 )
-from service.errors import InvalidParameters, UvosError
+from service.errors import InvalidParameters, QueueUnavailable, UvosError
 from service.models import MODELS, ModelEntry, find_model
 from service.settings import Settings
 from service.storage import Storage
@@ -56,6 +57,20 @@ def run() -> None:
     if settings.redis_url is None:
         raise InvalidParameters("set UVOS_REDIS_URL: a worker needs a queue to take jobs from; `uvos up` starts one")
     SegmentWorker(settings, Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)).serve()
+
+
+@app.command()
+def alive() -> None:
+    """Exit 0 where a worker of this host has shown life in the last seconds: a container's health check."""
+    from service.broker import Broker, connect
+
+    settings = Settings()
+    if settings.redis_url is None:
+        raise InvalidParameters("set UVOS_REDIS_URL: workers tell of themselves in the queue")
+    broker = Broker(connect(settings.redis_url.get_secret_value()), job_timeout_s=settings.job_timeout_s)
+    host = socket.gethostname()
+    if not any(worker.name.rsplit("-", 1)[0] == host for worker in broker.workers()):
+        raise QueueUnavailable(f"no worker of {host} shows life")
 
 
 @app.command()
