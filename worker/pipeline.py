@@ -180,7 +180,7 @@ def segment(
         )
         with watch.stage(Stage.clustering):
             levels = _cluster(maps, params, budget.memory_bytes // 2, tell)
-            assigned = [open_files.enter_context(one) for one in _assign(maps, levels, grid, out, tell)]
+            assigned = open_files.enter_context(_assign(maps, levels, grid, out, tell))
         watch.move(maps.seconds, source=Stage.clustering, target=Stage.attention)
         if extras.tokens:
             np.savez_compressed(out / "tokens.npz", labels=np.stack([one.labels for one in assigned]))
@@ -333,38 +333,36 @@ def _cluster(maps: AttentionMaps, params: JobParams, memory_bytes: int, tell: Pr
         ) from error
 
 
+@contextmanager
 def _assign(
     maps: AttentionMaps, levels: list[Level], grid: PatchGrid, work: Path, tell: Progress
-) -> Iterator["_OpenAssigned"]:
+) -> Iterator[list[Assigned]]:
     """The nearest centroid of every token and how much farther the others are, for all levels in one pass."""
-    scores = [
-        Spool(work, row_shape=(grid.tokens, len(level.centroids)), dtype=np.float16, name=f"scores-{index}.spool")
-        for index, level in enumerate(levels)
-    ]
-    labels = [np.empty((maps.frame_count, grid.height, grid.width), np.int32) for _ in levels]
-    opened = [_OpenAssigned(Assigned(*each)) for each in zip(levels, labels, scores, strict=True)]
-    for start, stop, found in distances(
-        maps, levels, on_progress=lambda done, total: tell(Stage.clustering, done, total)
-    ):
-        for one, values in zip(opened, found, strict=True):
-            nearest = values.min(-1, keepdim=True)
-            one.assigned.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()
-            beyond = (values - nearest.values).clamp_(max=torch.finfo(torch.float16).max)
-            one.assigned.scores.append(beyond.to(torch.float16).cpu().numpy())
-    yield from opened
-
-
-class _OpenAssigned:
-    """An assignment whose spool is closed when the job is over."""
-
-    def __init__(self, assigned: Assigned) -> None:
-        self.assigned = assigned
-
-    def __enter__(self) -> Assigned:
-        return self.assigned
-
-    def __exit__(self, *exception: object) -> None:
-        self.assigned.scores.close()
+    with ExitStack() as stack:
+        assigned = [
+            Assigned(
+                level,
+                np.empty((maps.frame_count, grid.height, grid.width), np.int32),
+                stack.enter_context(
+                    Spool(
+                        work,
+                        row_shape=(grid.tokens, len(level.centroids)),
+                        dtype=np.float16,
+                        name=f"scores-{index}.spool",
+                    )
+                ),
+            )
+            for index, level in enumerate(levels)
+        ]
+        for start, stop, found in distances(
+            maps, levels, on_progress=lambda done, total: tell(Stage.clustering, done, total)
+        ):
+            for one, values in zip(assigned, found, strict=True):
+                nearest = values.min(-1, keepdim=True)
+                one.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()
+                beyond = (values - nearest.values).clamp_(max=torch.finfo(torch.float16).max)
+                one.scores.append(beyond.to(torch.float16).cpu().numpy())
+        yield assigned
 
 
 # --- masks
