@@ -90,7 +90,7 @@ class DecodeLimits:
     """Of the frames written to the work folder."""
     timeout_s: float = 600.0
     """Spent waiting for the decoder."""
-    memory_bytes: int = 3 * 2**30
+    memory_bytes: int = 2 * 2**30
     """The decoder's address space."""
 
 
