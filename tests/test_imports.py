@@ -40,11 +40,12 @@ ONLY: dict[str, set[str]] = {
     "worker.sandbox": set(),
     "worker.sources": set(),
     "worker.decoder": {"worker.sandbox", "worker.sources"},
+    "worker.decoder_process": {"worker.decoder", "service.errors"},
     "worker.decode": {
         "worker.clip",
         "worker.sources",
         "worker.decoder",
-        "worker.sandbox",
+        "worker.decoder_process",
         "service.contract",
         "service.errors",
     },

@@ -702,6 +702,7 @@ def test_the_decoder_gets_none_of_our_environment(long_clip: Path, monkeypatch: 
         '{"sandbox": []}\n{"frame": 1, "time": 0.0}',
         "x" * 200_000,
         '{"error": {"kind": "SystemExit", "detail": "boo"}}',
+        "HUGE\n" + '{"frame": 1, "time": 0.0}',
         "VIDEO\n" + '{"frame": 2, "time": 0.0}',
         "VIDEO\n" + '{"frame": 1, "time": 0.0}\n{"done": DONE}',
         "VIDEO\n" + '{"done": DONE}',
@@ -718,7 +719,8 @@ def test_a_hijacked_decoder_is_not_believed(
     )
     done = '{"frames": 1, "guessed": 0, "resized": 0, "damaged": 0, "no_end_mark": false}'
     said = tmp_path / "said"
-    said.write_text(speech.replace("VIDEO", video).replace("DONE", done) + "\n")
+    huge = video.replace("[96, 128]", "[1000000, 1000000]")
+    said.write_text(speech.replace("VIDEO", video).replace("HUGE", huge).replace("DONE", done) + "\n")
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\nexec cat {said}\n")
     program.chmod(0o755)
