@@ -132,7 +132,7 @@ def segment_video(job_id: str, execution: str, runner: Runner) -> None:
 
     tell(Stage.decode, 0, None)
     with full_is_an_answer(storage.root):
-        out.mkdir(parents=True)
+        out.mkdir()  # never its parents: a job deleted now must not come back as an empty folder
         segment(
             storage.input_path(job_id),
             record.params,
