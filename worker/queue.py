@@ -6,6 +6,7 @@ worker, a flushed Redis, and an API that died between storage and queue.
 """
 
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -81,6 +82,7 @@ class SegmentWorker(Worker):
             log_job_description=False,
             prepare_for_work=False,  # it would ask Redis for our address, and Redis may not be there yet
         )
+        self.hostname, self.pid = socket.gethostname(), os.getpid()
 
     @property
     def dequeue_timeout(self) -> int:
