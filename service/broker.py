@@ -14,10 +14,11 @@ from rq import Queue
 from rq.exceptions import DuplicateJobError
 from rq.serializers import JSONSerializer
 
-from service.contract import QUEUE, TASK, Progress, QueueMessage, WorkerInfo
+from service.contract import QUEUE, TASK, Progress, QueueMessage, Timing, WorkerInfo
 
 PROGRESS_TTL_S = 24 * 3600
 EVENTS_KEPT = 500
+TIMINGS_KEPT = 20  # of each model: the estimates come from the latest jobs
 WORKER_TTL_S = 15
 ANSWER_WITHIN_S = 2.0  # the API's patience with Redis; redis-py would wait up to 59 s on a frozen server
 
@@ -189,6 +190,20 @@ class Broker:
             return Progress.model_validate_json(text) if held and text else None
         return None
 
+    # --- how long jobs take
+
+    def learn(self, timing: Timing) -> None:
+        """Keep what a job took."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.lpush(_timings(timing.model), timing.model_dump_json())
+            pipeline.ltrim(_timings(timing.model), 0, TIMINGS_KEPT - 1)
+            pipeline.execute()
+
+    def timings(self, model: str) -> list[Timing]:
+        """What the latest jobs of a model took, newest first."""
+        texts: list[Any] = self.connection.lrange(_timings(model), 0, TIMINGS_KEPT - 1)
+        return [Timing.model_validate_json(text) for text in texts]
+
     # --- workers
 
     def announce_worker(self, info: WorkerInfo) -> None:
@@ -219,6 +234,10 @@ def _lease(job_id: str) -> str:
 
 def _running(owner: str | None) -> str:
     return f"uvos:running:{owner or ''}"
+
+
+def _timings(model: str) -> str:
+    return f"uvos:timings:{model}"
 
 
 def _progress(job_id: str) -> str:

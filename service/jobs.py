@@ -25,6 +25,7 @@ from service.contract import (
     level_name,
 )
 from service.errors import InvalidParameters, JobNotFound, QueueFull, QueueUnavailable
+from service.estimates import Estimate, Estimates
 from service.models import find_model
 from service.settings import Settings
 from service.storage import Storage, Upload
@@ -42,6 +43,7 @@ class Jobs:
         self.broker = broker
         self.settings = settings
         self._silent_until = 0.0
+        self.estimates = Estimates(broker)
 
     # --- submit
 
@@ -99,7 +101,7 @@ class Jobs:
         except QueueUnavailable:
             # It is in storage, where workers find it once Redis is back: accepted. Taking it back instead would
             # take it from others who sent the same Idempotency-Key at the same time.
-            return _view(kept, self.storage.end(kept.id), None, None)
+            return compose(kept, self.storage.end(kept.id))
 
     @contextmanager
     def _queue_answers(self) -> Iterator[None]:
@@ -139,13 +141,15 @@ class Jobs:
         end = self.storage.end(record.id)
         progress: Progress | None = None
         position: int | None = None
+        estimate: Estimate | None = None
         if end is None:
             with self._queue_answers():
                 progress = self.broker.progress(record.id)
                 if progress is None:
                     position = self.broker.position(record.id)
+                estimate = self.estimates.of(record, progress, position)
             end = self.storage.end(record.id)  # it may have ended while Redis was asked
-        return _view(record, end, progress, position)
+        return compose(record, end, progress, position, estimate)
 
     def page(self, *, owner: str | None, before: str | None, status: Status | None, size: int = PAGE_SIZE) -> JobPage:
         """This owner's jobs, newest first."""
@@ -199,7 +203,13 @@ def fill_defaults(params: SegmentParams, *, default_model: str) -> JobParams:
     return JobParams.model_validate(params.model_dump() | chosen)
 
 
-def _view(record: JobRecord, end: JobEnd | None, progress: Progress | None, position: int | None) -> JobView:
+def compose(
+    record: JobRecord,
+    end: JobEnd | None,
+    progress: Progress | None = None,
+    position: int | None = None,
+    estimate: Estimate | None = None,
+) -> JobView:
     """The job from what storage and Redis say of it."""
     view = JobView(
         id=record.id,
@@ -220,6 +230,9 @@ def _view(record: JobRecord, end: JobEnd | None, progress: Progress | None, posi
         view.started_at = progress.started_at
     else:
         view.position = position
+    if end is None and estimate is not None:
+        view.eta_s = estimate.eta_s
+        view.fraction = estimate.fraction if estimate.fraction is not None else view.fraction
     return view
 
 

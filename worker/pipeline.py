@@ -28,6 +28,7 @@ from service.contract import (
     ManifestVideo,
     Motion,
     Stage,
+    Work,
     level_name,
 )
 from service.errors import OutOfMemoryBudget
@@ -140,6 +141,7 @@ def segment(
     job_id: str | None = None,
     extras: Extras | None = None,
     on_progress: Progress | None = None,
+    on_work: Callable[[Work], None] | None = None,
 ) -> Manifest:
     """Segment a video into objects and write the result into `out`.
 
@@ -156,6 +158,7 @@ def segment(
         job_id: For the manifest.
         extras: What to write beside.
         on_progress: Told where the job is, at least every second or so.
+        on_work: Told once how much there is to do, when the video is decoded.
 
     Raises:
         UvosError: The video or the budget does not allow it; nothing of what is in `out` is a result then.
@@ -170,6 +173,17 @@ def segment(
         grid = model.backbone.grid(size)
         frame_count = len(decoded.clip.frames)
         keyed, warnings = _key_frames(frame_count, params, grid, budget.max_key_tokens)
+        if on_work is not None:
+            height, width = decoded.clip.video_size
+            on_work(
+                Work(
+                    frames=frame_count,
+                    tokens=grid.tokens,
+                    key_tokens=len(keyed) * grid.tokens,
+                    pixels=height * width,
+                    levels=len(params.tau),
+                )
+            )
         with watch.stage(Stage.features):
             projected = open_files.enter_context(_project(decoded, model, size, keyed, params.motion, out, tell))
         maps = TimedMaps(

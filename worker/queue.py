@@ -27,7 +27,7 @@ from rq.serializers import JSONSerializer
 from rq.worker.base import WorkerStatus
 
 from service.broker import Broker, connect
-from service.contract import TASK, JobEnd, Problem, Progress, QueueMessage, Status, WorkerInfo
+from service.contract import TASK, JobEnd, Problem, Progress, QueueMessage, Status, Timing, WorkerInfo
 from service.errors import DeadlineExceeded, JobNotFound, StorageFull, TooManyAttempts
 from service.settings import Settings
 from service.storage import Storage
@@ -293,6 +293,7 @@ class SegmentWorker(Worker):
                 if message.get("begun") == execution:
                     has_begun, deadline = True, now + self.settings.job_timeout_s
                 if message.get("done") == execution:
+                    self._learn(Timing.model_validate(message["timing"]))
                     return ended(Status.succeeded)
                 if message.get("failed") == execution:
                     if message.get("restart"):
@@ -375,6 +376,12 @@ class SegmentWorker(Worker):
         except redis.RedisError:
             self._silent_until = time.monotonic() + SILENCE_S
             log.debug("progress of job %s is lost: the queue does not answer", job_id)
+
+    def _learn(self, timing: Timing) -> None:
+        try:
+            self.broker.learn(timing)
+        except redis.RedisError:
+            log.debug("a timing is lost: the queue does not answer")
 
     # --- looking around
 
