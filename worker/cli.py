@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from redis import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -238,6 +239,9 @@ def main() -> None:
     except UvosError as error:
         cure = f" {error.cure}" if error.cure else ""
         console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', error.detail)}{cure}", highlight=False)
+        sys.exit(1)
+    except RedisError as error:
+        console.print(f"[red]error:[/] the queue does not answer: {error}.", highlight=False)
         sys.exit(1)
     except (OSError, ValueError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False)
