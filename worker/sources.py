@@ -145,8 +145,7 @@ class VideoFile:
 
     @property
     def sample_aspect_ratio(self) -> Fraction:
-        ratio = self.stream.sample_aspect_ratio
-        return ratio if ratio is not None and ratio > 0 else Fraction(1)
+        return self.stream.sample_aspect_ratio or Fraction(1)
 
     @property
     def frame_count(self) -> int:

@@ -1,60 +1,147 @@
-"""The command lines of evaluation, for `worker/cli.py` to register."""
+"""The command lines of evaluation, for `worker/cli.py` to register. Heavy imports wait until a command runs."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
-from service.errors import InvalidParameters, UvosError
-from worker.evaluation.score import Frames, Metric, Protocol
-from worker.evaluation.score import score as score_folders
+from service.contract import Clustering, Edges, JobParams, Mode, Motion
+from service.errors import InvalidParameters
+from service.settings import Settings
+from worker.evaluation.datasets import DATASETS, DatasetName, open_dataset
+from worker.evaluation.protocols import Frames, Metric, Protocol
 
 MATCHING = {
     Protocol.per_sequence: "the 20 largest proposals, one matching a sequence (official DAVIS-17 unsupervised)",
     Protocol.per_frame: "up to 300 proposals, a matching for each frame (as published with the method)",
     Protocol.foreground: "one object: any id above 0",
 }
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """An expected failure ends the command with its sentence on stderr and status 1."""
-    try:
-        yield
-    except UvosError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error.detail}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+PERCENT = 100
 
 
 def score(
     predictions: Annotated[Path, typer.Argument(help="A folder of PNG label maps for each sequence.")],
     ground_truth: Annotated[Path, typer.Argument(help="Likewise; its files say which frames count.")],
-    metric: Annotated[list[Metric], typer.Option(help="May be given several times.")] = [Metric.j, Metric.f],  # noqa: B006 (typer copies it)
+    metric: Annotated[list[Metric] | None, typer.Option(help="May be given several times; default: J and F.")] = None,
     protocol: Annotated[Protocol, typer.Option(help="How proposals meet objects.")] = Protocol.per_sequence,
     frames: Annotated[Frames, typer.Option(help="Inner: without the first and last, as DAVIS-16.")] = Frames.all,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values there.")] = None,
 ) -> None:
     """Score folders of PNG masks against ground truth, without a model."""
+    from worker.evaluation.score import score as score_folders
+
+    wanted = list(dict.fromkeys(metric or [Metric.j, Metric.f]))
     console = Console()
-    with _one_sentence():
-        with console.status("") as status:
-            result = score_folders(
-                predictions,
-                ground_truth,
-                list(dict.fromkeys(metric)),
-                protocol,
-                frames=frames,
-                on_sequence=lambda name, done, of: status.update(f"{name} ({done + 1} of {of})"),
-            )
-        if json_file is not None:
-            write_json(json_file, result)
-    console.print(_score_table(result))
+    with console.status("") as status:
+        result = score_folders(
+            predictions,
+            ground_truth,
+            wanted,
+            protocol,
+            frames=frames,
+            on_sequence=lambda name, done, of: status.update(f"{name} ({done + 1} of {of})"),
+        )
+    if json_file is not None:
+        write_json(json_file, result)
+    table = _table("sequence", *(f"{name} (%)" for name in wanted))
+    for name, values in result["per_sequence"].items():
+        table.add_row(name, *(percent(values[wanted_one]) for wanted_one in wanted))
+    table.add_section()
+    table.add_row("mean", *(percent(result["mean"][name]) for name in wanted), style="bold")
+    console.print(table)
     console.print(f"{protocol}: {MATCHING[protocol]}; {frames} annotated frames", highlight=False)
+
+
+def evaluate(
+    dataset: Annotated[DatasetName, typer.Argument(help="Which data set it is.")],
+    root: Annotated[Path, typer.Argument(help="Its folder, in the published layout.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name of `uvos-worker models`, or an untrained one: colour-position, random."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file in timm's, DINO's, the released code's or our own format.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    tau: Annotated[
+        list[float] | None, typer.Option(help="Merge threshold in nats; may repeat; default: by model.")
+    ] = None,
+    key_ratio: Annotated[float, typer.Option(help="Share of the frames that serve as keys, in (0, 1].")] = 0.1,
+    mode: Annotated[
+        Mode | None, typer.Option(help="Whose default tau is used: by default single for data sets with one object.")
+    ] = None,
+    clustering: Annotated[
+        Clustering, typer.Option(help="Algorithm 1, or the released code's windowed procedure.")
+    ] = Clustering.algorithm1,
+    motion: Annotated[Motion | None, typer.Option(help="Join motion to the tokens; default: by model.")] = None,
+    edges: Annotated[Edges, typer.Option(help="Patches as published, or interpolated.")] = Edges.patch,
+    resolution: Annotated[str | None, typer.Option(help="HxW in pixels at which the model looks.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Default: the one that published figures are on.")] = None,
+    sequences: Annotated[
+        str | None, typer.Option(help="Names, separated by commas, or a file with one name a line.")
+    ] = None,
+    limit_frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames of each sequence.")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all values there; cut off, the same command goes on."),
+    ] = None,
+) -> None:
+    """Segment a data set and score it as published, beside the paper's figures."""
+    from worker.evaluation.evaluate import Evaluation
+    from worker.evaluation.evaluate import evaluate as run
+    from worker.evaluation.segmenter import NO_CAP, PipelineSegmenter
+    from worker.evaluation.twins import load
+    from worker.pipeline import Budget
+
+    settings = Settings()
+    wanted = [] if sequences is None else [name.strip() for name in sequences.split(",") if name.strip()]
+    found = open_dataset(dataset, root, split=split, sequences=wanted)
+    loaded = load(model, weights=weights, settings=settings, dtype=dtype, clustering=clustering)
+    mode = mode or (Mode.single if DATASETS[dataset].one_object else Mode.multi)
+    params = _params(
+        tau=tau or [loaded.entry.tau[mode]],
+        model=loaded.entry.name,
+        key_ratio=key_ratio,
+        clustering=clustering,
+        motion=motion or loaded.entry.motion,
+        edges=edges,
+        resolution=resolution,
+    )
+    segmenter = PipelineSegmenter(
+        loaded, params, Budget(memory_bytes=settings.memory_budget_bytes, max_key_tokens=NO_CAP)
+    )
+    evaluation = Evaluation(
+        dataset=dataset,
+        split=split or DATASETS[dataset].split,
+        taus=tuple(params.tau),
+        limit_frames=limit_frames,
+        model={
+            "name": loaded.entry.name,
+            "version": loaded.version,
+            "weights": loaded.weights_source,
+            "sha256": loaded.sha256,
+            "device": str(loaded.device),
+            "dtype": loaded.dtype,
+        },
+        params=segmenter.params.model_dump(mode="json"),
+    )
+    with _Progress() as progress:
+        work = None if json_file is None else json_file.with_name(json_file.name + ".parts")
+        result = run(evaluation, found, segmenter, work=work, progress=progress)
+    if json_file is not None:
+        write_json(json_file, result)
+    console = Console()
+    console.print(_evaluation_table(result))
+    console.print(_footnote(result), highlight=False)
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
@@ -70,17 +157,96 @@ def write_json(file: Path, result: dict[str, Any]) -> None:
         raise InvalidParameters(f"{file} cannot be written: {error.strerror}") from error
 
 
-def _score_table(result: dict[str, Any]) -> Table:
-    table = Table("sequence", *(f"{metric} (%)" for metric in result["metrics"]))
+def percent(value: float | None) -> str:
+    """A share as the field writes it: 75.4; a dash where it is not defined."""
+    return "–" if value is None else f"{PERCENT * value:.1f}"
+
+
+def _params(**values: Any) -> JobParams:
+    """The parameters, checked as those of a job are."""
+    from pydantic import ValidationError
+
+    try:
+        return JobParams.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise InvalidParameters(f"{option}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns)
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, values in result["per_sequence"].items():
-        table.add_row(name, *(percent(values[metric]) for metric in result["metrics"]))
-    table.add_section()
-    table.add_row("mean", *(percent(result["mean"][metric]) for metric in result["metrics"]), style="bold")
     return table
 
 
-def percent(value: float | None) -> str:
-    """A share as the field writes it: 75.4; a dash where it is not defined."""
-    return "–" if value is None else f"{100 * value:.1f}"
+def _evaluation_table(result: dict[str, Any]) -> Table:
+    """A row a measure: the sequences, the mean and the paper's figure; a table a τ stands below the other."""
+    from worker.evaluation.measures import Measure
+    from worker.evaluation.published import paper_figure
+
+    levels = result.get("levels") or {f"{result['taus'][0]:g}": result}
+    table = _table("measure", *(f"tau {name}" for name in levels), "paper")
+    for name in next(iter(levels.values()))["mean"]:
+        measure = Measure(name)
+        values = [level["mean"][name] for level in levels.values()]
+        figure = paper_figure(
+            DatasetName(result["dataset"]),
+            measure,
+            model=result["model"]["name"],
+            key_ratio=result["params"]["key_ratio"],
+        )
+        cell = "" if figure is None else f"{figure.value:.1f} ({figure.model}, key ratio {figure.key_ratio:g})"
+        shown = [f"{value:.1f}" for value in values] if measure is Measure.clusters else [percent(v) for v in values]
+        table.add_row(measure, *shown, cell)
+    return table
+
+
+def _footnote(result: dict[str, Any]) -> str:
+    """What the figures are of, and whether they stand beside the paper's."""
+    published = DATASETS[DatasetName(result["dataset"])].split
+    partial = result["split"] != published or result["limit_frames"] is not None
+    return (
+        f"{result['title']}, {result['split']}: {result['sequences']} sequences"
+        + (f", the first {result['limit_frames']} frames" if result["limit_frames"] else "")
+        + f"; {result['model']['name']} {result['model']['version']} ({result['model']['weights']})"
+        + f", edges {result['params']['edges']}, motion {result['params']['motion']}"
+        + (f"; the paper's figures are on {published}: do not compare" if partial else "")
+    )
+
+
+class _Progress:
+    """A bar for the sequences, and the stage of the one at work."""
+
+    def __init__(self) -> None:
+        self.bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self.outer = self.bars.add_task("sequences", total=None)
+        self.inner = self.bars.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.bars.update(self.outer, completed=self.bars.tasks[0].total or 0)
+            self.bars.remove_task(self.inner)
+        self.bars.stop()
+
+    def sequence(self, name: str, done: int, of: int) -> None:
+        self.name = name
+        self.bars.update(self.outer, completed=done, total=of)
+        self.stage("", 0, None)
+
+    def stage(self, name: str, done: int, of: int | None) -> None:
+        self.bars.update(self.inner, description=f"{self.name} {name}".strip(), completed=done, total=of)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from service.errors import InvalidParameters
-from worker.evaluation.metrics import VOID
 
+VOID = -1  # a ground truth's pixels that nobody judges
 WHITE = 255  # void in a label map with other ids (DAVIS-17); the object in a binary mask (DAVIS-16)
 
 

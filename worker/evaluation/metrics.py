@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from worker.evaluation.labels import VOID
+
 Labels = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
-VOID = -1  # a ground truth's pixels that nobody judges; DAVIS-17 writes 255
 BOUND_TH = 0.008  # F tolerates boundaries this share of the frame's diagonal apart, as the official code
 MAX_PROPOSALS_OFFICIAL = 20  # DAVIS-17 unsupervised: proposals a sequence
 MAX_PROPOSALS_PUBLISHED = 300  # the evaluation published with the method: proposals a frame

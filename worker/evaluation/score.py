@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidParameters
 from worker.evaluation import labels, metrics
-
-
-class Metric(StrEnum):
-    j = "J"
-    """Region similarity: intersection over union."""
-    f = "F"
-    """Boundary measure."""
-    j_and_f = "J&F"
-    """The mean of J and F."""
-    fg_ari = "FG-ARI"
-    """Adjusted Rand index over foreground pixels."""
-    miou = "mIoU"
-    """Mean intersection over union of objects with their proposals in the best matching."""
-
-
-class Protocol(StrEnum):
-    """How proposals meet objects."""
-
-    per_sequence = "per-sequence"
-    """DAVIS-17 unsupervised, official: the 20 largest proposals, one matching for the whole sequence."""
-    per_frame = "per-frame"
-    """As published with the method: up to 300 proposals, a matching of its own for each frame."""
-    foreground = "foreground"
-    """One object: any id above 0, in both."""
-
-
-class Frames(StrEnum):
-    """Which annotated frames count."""
-
-    all = "all"
-    """All: DAVIS-17 unsupervised, and single-object figures as published."""
-    inner = "inner"
-    """Without the first and the last: the benchmark of DAVIS-16, and semi-supervised DAVIS-17."""
-
+from worker.evaluation.protocols import Frames, Metric, Protocol
 
 BOUNDARY = {Metric.f, Metric.j_and_f}
 PAIRED = {Metric.j, Metric.f, Metric.j_and_f}
@@ -83,7 +49,7 @@ def score_sequence(
 
     Args:
         prediction: Label maps, 0 is background, shape (T, H, W).
-        truth: Likewise, with `metrics.VOID`.
+        truth: Likewise, with `labels.VOID`.
         wanted: The metrics to compute. Proposals are matched by those of J and F that are wanted, as the
             official code does.
         protocol: How proposals meet objects; `foreground` takes any id above 0 as the object.

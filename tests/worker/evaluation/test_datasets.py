@@ -12,7 +12,7 @@ from service.errors import InvalidParameters
 from worker.evaluation.datasets import DatasetName, open_dataset
 from worker.evaluation.datasets.davis import DAVIS16_VAL
 from worker.evaluation.datasets.youtube_vis import mask_of
-from worker.evaluation.metrics import VOID
+from worker.evaluation.labels import VOID
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 SIZE = (12, 16)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.worker import reference
 from worker.evaluation import metrics
-from worker.evaluation.metrics import VOID
+from worker.evaluation.labels import VOID
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "metrics"
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from service.errors import InvalidParameters
 from worker.evaluation import commands
-from worker.evaluation.metrics import VOID
-from worker.evaluation.score import Frames, Metric, Protocol, annotated_objects, score, score_sequence
+from worker.evaluation.labels import VOID
+from worker.evaluation.protocols import Frames, Metric, Protocol
+from worker.evaluation.score import annotated_objects, score, score_sequence
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "metrics"
 J_AND_F = [Metric.j, Metric.f, Metric.j_and_f]

@@ -21,8 +21,7 @@ from worker.evaluation.datasets.sequence import (
     read_values,
     stem,
 )
-from worker.evaluation.labels import WHITE, read_ids
-from worker.evaluation.metrics import VOID
+from worker.evaluation.labels import VOID, WHITE, read_ids
 
 DAVIS16_VAL = (
     *("blackswan", "bmx-trees", "breakdance", "camel", "car-roundabout", "car-shadow", "cows", "dance-twirl", "dog"),

@@ -1,0 +1,117 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from worker import cli
+from worker.evaluation import twins
+
+SIZE = (64, 96)
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """DAVIS-16 in small: a red square on blue ground."""
+    folder = tmp_path_factory.mktemp("davis")
+    for t in range(FRAMES):
+        truth = np.zeros(SIZE, dtype=np.uint8)
+        truth[16:48, 8 * t : 32 + 8 * t] = 255
+        picture = np.where(truth[..., None] > 0, [200, 30, 30], [20, 40, 160]).astype(np.uint8)
+        for place, values, ending in (("JPEGImages", picture, "jpg"), ("Annotations", truth, "png")):
+            file = folder / place / "480p" / "square" / f"{t:05d}.{ending}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(file)
+    (folder / "ImageSets").mkdir()
+    (folder / "ImageSets" / "dev.txt").write_text("square\n")
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["uvos-worker", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_a_data_set_is_segmented_and_scored_in_one_command(command, root, tmp_path):
+    file = tmp_path / "out" / "result.json"
+    code, out, err = command(
+        *("evaluate", "davis16", root, "--split", "dev", "--model", "colour-position", "--resolution", "64x96"),
+        *("--tau", "0.5", "--tau", "2", "--limit-frames", "4", "--json", file),
+    )
+    assert code == 0, err
+    assert "75.4" in out
+    assert "do not compare" in out.replace("\n", " ")
+    result = json.loads(file.read_text())
+    assert result["levels"]["2"]["mean"]["best-cluster J"] > 0.9
+    assert set(result["levels"]) == {"0.5", "2"}
+    assert set(result["per_frame"]["square"]) == {"00000", "00001", "00002", "00003"}
+    assert not file.with_name("result.json.parts").exists()
+
+
+def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command, root, tmp_path):
+    """The evaluation decides on the main object afterwards; `segment --mode single` draws the same."""
+    size = ("--resolution", "64x96", "--edges", "patch", "--tau", "1")
+    code, _, err = command(
+        *("evaluate", "davis16", root, "--split", "dev", "--model", "tiny", *size, "--motion", "off"),
+        *("--json", tmp_path / "result.json"),
+    )
+    assert code == 0, err
+    frames = root / "JPEGImages" / "480p" / "square"
+    for mode, background, measure in (("single", "auto", "single J"), ("multi", "auto", "foreground J")):
+        code, _, err = command(
+            *("segment", frames, "--out", tmp_path / mode, "--model", "tiny", *size, "--motion", "off"),
+            *("--mode", mode, "--background", background),
+        )
+        assert code == 0, err
+        masks = tmp_path / "predictions" / mode / "square"
+        masks.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / mode / "levels" / "1" / "masks").rename(masks)
+        code, _, err = command(
+            *("score", masks.parent, root / "Annotations" / "480p", "--metric", "J", "--protocol", "foreground"),
+            *("--json", tmp_path / f"{mode}.json"),
+        )
+        assert code == 0, err
+        expected = json.loads((tmp_path / f"{mode}.json").read_text())["mean"]["J"]
+        assert json.loads((tmp_path / "result.json").read_text())["mean"][measure] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("davis16", "nowhere"), "there is no folder"),
+        (("davis16", ".", "--split", "dev", "--sequences", "jump"), "has no sequence jump"),
+        (("davis16", ".", "--split", "dev", "--model", "huge"), "there is no model"),
+        (("davis16", ".", "--split", "dev", "--key-ratio", "2"), "--key-ratio"),
+        (("davis16", ".", "--split", "dev", "--tau", "-1"), "--tau"),
+        (("davis16", ".", "--split", "dev", "--dtype", "float8"), "--dtype"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(command, root, words, sentence):
+    name, place, *rest = words
+    code, _, err = command("evaluate", name, root / place, *rest)
+    assert code == 1
+    assert err.startswith("error:")
+    assert sentence in err.replace("\n", " ")
+    assert "Traceback" not in err
+
+
+def test_random_weights_are_the_same_every_time():
+    first, second = twins.random_model(device="cpu"), twins.random_model(device="cpu")
+    weights = [model.backbone.vit.patch_embed.proj.weight for model in (first, second)]
+    assert (weights[0] == weights[1]).all()
+
+
+def test_twins_have_no_weights_to_give(tmp_path, command, root):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    code, _, err = command("evaluate", "davis16", root, "--split", "dev", "--model", "random", "--weights", file)
+    assert (code, "random has none" in err) == (1, True)
