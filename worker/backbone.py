@@ -90,14 +90,25 @@ class QueriesAndKeys(nn.Module):
         return cls(norm, qk, block.heads)
 
 
-def create_vit(timm_id: str, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """A ViT of timm's with random weights, for any grid of patches.
+def create_vit(timm_id: str, options: Mapping[str, Any] | None = None, *, random: bool = True) -> nn.Module:
+    """A ViT of timm's without trained weights, for any grid of patches.
 
     Args:
         timm_id: A name of timm's, or "VisionTransformer" for the class itself.
         options: What it is made with beyond its defaults.
+        random: Whether to draw random weights; False is for who loads all of them anyway, and saves most of the time.
     """
-    options = {"num_classes": 0, "dynamic_img_size": True, **(options or {})}
+    if random:
+        return _make_vit(timm_id, options or {})
+    with torch.device("meta"):
+        vit = _make_vit(timm_id, options or {})
+    if vit.state_dict().keys() < dict(vit.named_parameters()).keys() | dict(vit.named_buffers()).keys():
+        return _make_vit(timm_id, options or {})  # tables that no file holds: they are computed while it is made
+    return vit.to_empty(device="cpu")
+
+
+def _make_vit(timm_id: str, options: Mapping[str, Any]) -> nn.Module:
+    options = {"num_classes": 0, "dynamic_img_size": True, **options}
     if timm_id == OWN_ARCHITECTURE:
         vit: nn.Module = timm.models.VisionTransformer(**options)
     else:

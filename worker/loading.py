@@ -96,7 +96,7 @@ def load_model(
             entry = _described_by(entry, given)
             if given.kind == "block":
                 source = f"{source}, block: {weights}"
-        vit = create_vit(entry.timm_id, entry.timm_options)
+        vit = create_vit(entry.timm_id, entry.timm_options, random=False)
         load_into(vit, own.vit)
         place = choose_device(device)
         exact = own.kind == "released" or clustering is Clustering.windowed

@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,12 +219,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # DINO's full checkpoints keep their command line as a Namespace: a plain bag of attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            # DINO's full checkpoints keep their command line as a Namespace: a plain bag of attributes.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # old files; they load or they fail
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnusableWeights(f"{path} is no file of weights, or one that would have to run code to be read") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # bytes that are no pickle make the reader raise nearly anything
         raise UnusableWeights(f"{path} is damaged, or no file of weights ({type(error).__name__})") from error
 
 
