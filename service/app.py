@@ -11,8 +11,9 @@ from service import problems
 from service.admission import Admission
 from service.broker import Broker, connect
 from service.contract import Problem
+from service.events import Listener
 from service.jobs import Jobs
-from service.routes import health, jobs, results, segment
+from service.routes import events, health, jobs, results, segment
 from service.settings import Settings
 from service.storage import Storage
 
@@ -29,6 +30,7 @@ class State(TypedDict):
 
     settings: Settings
     jobs: Jobs
+    listener: Listener
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -41,13 +43,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         connection = connect(redis_url)
+        listener = Listener(redis_url)
         storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
         try:
             yield State(
                 settings=settings,
                 jobs=Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings),
+                listener=listener,
             )
         finally:
+            await listener.close()
             connection.close()
 
     app = FastAPI(
@@ -60,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Admission, max_upload_bytes=settings.max_upload_bytes)
-    for routes in (segment, jobs, results, health):
+    for routes in (segment, jobs, events, results, health):
         app.include_router(routes.router)
     _name_problem_schema(app)
     return app

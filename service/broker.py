@@ -3,20 +3,22 @@
 Redis may forget all of it: jobs are found again in storage (`worker/queue.py`), ends are read from storage.
 """
 
-import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 import redis
+from pydantic import ValidationError
 from rq import Queue
 from rq.exceptions import DuplicateJobError
 from rq.serializers import JSONSerializer
 
-from service.contract import QUEUE, TASK, Progress, QueueMessage, WorkerInfo
+from service.contract import QUEUE, TASK, Progress, QueueMessage, Timing, WorkerInfo
 
 PROGRESS_TTL_S = 24 * 3600
 EVENTS_KEPT = 500
+TIMINGS_KEPT = 20  # of each model: the estimates come from the latest jobs
 WORKER_TTL_S = 15
 ANSWER_WITHIN_S = 2.0  # the API's patience with Redis; redis-py would wait up to 59 s on a frozen server
 
@@ -29,12 +31,31 @@ redis.call('DEL', KEYS[4])
 return 1
 """
 
+# Hold a job that nobody holds, if its owner has room. KEYS: the lease, and by execution until when its owner's other
+# jobs are held. ARGV: execution, milliseconds, how many of the owner's jobs may run (0: any number).
+TAKE_LEASE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if ARGV[3] ~= '0' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
+return 1
+"""
+
 # Keep or end a lease only while it is ours.
 RENEW_LEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local time = redis.call('TIME')
+redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2], ARGV[1])
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+END_LEASE = """
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
 """
-END_LEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 def connect(url: str, *, answer_within_s: float | None = ANSWER_WITHIN_S) -> "redis.Redis":
@@ -91,6 +112,19 @@ class Broker:
         keys = (_lease(job_id), self.queue.key, self.queue.intermediate_queue_key, f"rq:job:{job_id}")
         return bool(self.connection.eval(FORGET_LOST_JOB, len(keys), *keys, job_id))
 
+    def popped(self) -> list[str]:
+        """Jobs that some worker popped; those of a worker that died then stay here."""
+        found: list[Any] = self.connection.lrange(self.queue.intermediate_queue_key, 0, 999)
+        return [item.decode(errors="replace") for item in found]
+
+    def forget_popped(self, job_id: str, *, has_ended: bool) -> None:
+        """Take a popped job out of the queue's books, altogether once it has ended."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.lrem(self.queue.intermediate_queue_key, 0, job_id)
+            if has_ended:
+                pipeline.delete(f"rq:job:{job_id}")
+            pipeline.execute()
+
     def lost(self, job_ids: list[str]) -> list[str]:
         """Those of the jobs that are neither queued nor held, in their order."""
         if not job_ids:
@@ -100,21 +134,30 @@ class Broker:
             for job_id in job_ids:
                 pipeline.exists(_lease(job_id))
             queued, *held = pipeline.execute()
-        waiting = {item.decode() for item in queued}
+        waiting = {item.decode(errors="replace") for item in queued}
         return [job_id for job_id, lease in zip(job_ids, held, strict=True) if not lease and job_id not in waiting]
 
     # --- leases
 
-    def take_lease(self, job_id: str, execution: str, seconds: float) -> bool:
-        """Hold a job for some seconds; whether nobody else does."""
-        return bool(self.connection.set(_lease(job_id), execution, nx=True, px=int(seconds * 1000)))
+    def take_lease(
+        self, job_id: str, execution: str, seconds: float, *, owner: str | None, limit: int | None = None
+    ) -> bool:
+        """Hold a job for some seconds; whether nobody else does, and its owner may have one more running."""
+        arguments = (execution, int(seconds * 1000), limit or 0 if owner is not None else 0)
+        return bool(self.connection.eval(TAKE_LEASE, 2, _lease(job_id), _running(owner), *arguments))
 
-    def renew_lease(self, job_id: str, execution: str, seconds: float) -> bool:
+    def renew_lease(self, job_id: str, execution: str, seconds: float, *, owner: str | None) -> bool:
         """Hold it longer; whether it was still ours."""
-        return bool(self.connection.eval(RENEW_LEASE, 1, _lease(job_id), execution, int(seconds * 1000)))
+        keys = (_lease(job_id), _running(owner))
+        return bool(self.connection.eval(RENEW_LEASE, 2, *keys, execution, int(seconds * 1000)))
 
-    def end_lease(self, job_id: str, execution: str) -> None:
-        self.connection.eval(END_LEASE, 1, _lease(job_id), execution)
+    def end_lease(self, job_id: str, execution: str, *, owner: str | None) -> None:
+        self.connection.eval(END_LEASE, 2, _lease(job_id), _running(owner), execution)
+
+    def running(self, owner: str | None) -> int:
+        """How many of this owner's jobs are held now."""
+        count: int = self.connection.zcount(_running(owner), int(time.time() * 1000), "+inf")
+        return count
 
     def is_held(self, job_id: str) -> bool:
         return bool(self.connection.exists(_lease(job_id)))
@@ -143,7 +186,23 @@ class Broker:
             pipeline.exists(_lease(job_id))
             pipeline.get(_progress(job_id))
             held, text = pipeline.execute()
-        return Progress.model_validate_json(text) if held and text else None
+        with suppress(ValidationError):  # Redis may hold anything
+            return Progress.model_validate_json(text) if held and text else None
+        return None
+
+    # --- how long jobs take
+
+    def learn(self, timing: Timing) -> None:
+        """Keep what a job took."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.lpush(_timings(timing.model), timing.model_dump_json())
+            pipeline.ltrim(_timings(timing.model), 0, TIMINGS_KEPT - 1)
+            pipeline.execute()
+
+    def timings(self, model: str) -> list[Timing]:
+        """What the latest jobs of a model took, newest first."""
+        texts: list[Any] = self.connection.lrange(_timings(model), 0, TIMINGS_KEPT - 1)
+        return [Timing.model_validate_json(text) for text in texts]
 
     # --- workers
 
@@ -157,7 +216,10 @@ class Broker:
         """The workers that have shown life in the last seconds."""
         keys: Iterable[bytes] = self.connection.scan_iter("uvos:worker:*", count=1000)
         texts: list[Any] = [self.connection.get(key) for key in keys]
-        found = [WorkerInfo.model_validate(json.loads(text)) for text in texts if text]
+        found = []
+        for text in texts:
+            with suppress(ValidationError):
+                found.append(WorkerInfo.model_validate_json(text or b""))
         return sorted(found, key=lambda info: info.name)
 
 
@@ -168,6 +230,14 @@ def events_key(job_id: str) -> str:
 
 def _lease(job_id: str) -> str:
     return f"uvos:lease:{job_id}"
+
+
+def _running(owner: str | None) -> str:
+    return f"uvos:running:{owner or ''}"
+
+
+def _timings(model: str) -> str:
+    return f"uvos:timings:{model}"
 
 
 def _progress(job_id: str) -> str:

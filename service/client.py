@@ -30,6 +30,11 @@ class Client:
             base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=CONNECT_TIMEOUT_S), trust_env=False
         )
 
+    def is_ready(self) -> bool:
+        """Whether a job would be accepted now, and a worker has a model in memory to work on it."""
+        response = self._http.get("/readyz")
+        return response.status_code == 200 and any(worker["models"] for worker in response.json()["workers"])
+
     def submit(self, video: Path, **params: Any) -> JobView:
         """Send a video; the job that was accepted. Parameters are those of POST /segment, lists repeat a field."""
         fields: Mapping[str, Any] = {

@@ -197,6 +197,33 @@ class JobEnd(BaseModel):
     error: Problem | None = None
 
 
+class Work(BaseModel):
+    """How much there is to do, known once the video is decoded: what the time of each stage depends on."""
+
+    frames: int
+    tokens: int
+    """Of a frame."""
+    key_tokens: int
+    pixels: int
+    """Of a frame of the video, as shown."""
+    levels: int
+
+
+class Timing(BaseModel):
+    """What a job that succeeded took; the estimates of later jobs come from it."""
+
+    model: str
+    device: str
+    video_bytes: int
+    work: Work
+    seconds: dict[Stage, float]
+    """In each stage, as progress told of it."""
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+
 class Progress(BaseModel):
     """Where a running job is; lives in Redis alone."""
 
@@ -206,7 +233,12 @@ class Progress(BaseModel):
     frames_done: int = 0
     frames_total: int | None = None
     fraction: float = 0.0
-    """Of the whole job, as far as can be known."""
+    """Of the whole job, by fixed shares; `service/eta.py` knows better once a job of the model has been timed."""
+    work: Work | None = None
+    """Once the video is decoded."""
+    seconds: dict[Stage, float] = Field(default_factory=dict)
+    """Spent in each stage so far."""
+    device: str | None = None
 
 
 class WorkerInfo(BaseModel):

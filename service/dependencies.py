@@ -6,6 +6,7 @@ from fastapi import Depends, Path, Request
 
 from service.contract import JobRecord, Status
 from service.errors import ResultNotFound, ResultNotReady
+from service.events import Listener
 from service.jobs import Jobs
 from service.results import Result
 from service.settings import Settings
@@ -14,6 +15,11 @@ from service.settings import Settings
 def _jobs(request: Request) -> Jobs:
     jobs: Jobs = request.state.jobs
     return jobs
+
+
+def _listener(request: Request) -> Listener:
+    listener: Listener = request.state.listener
+    return listener
 
 
 def _settings(request: Request) -> Settings:
@@ -27,6 +33,7 @@ def _owner(request: Request) -> str | None:
 
 
 JobsDep = Annotated[Jobs, Depends(_jobs)]
+ListenerDep = Annotated[Listener, Depends(_listener)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 OwnerDep = Annotated[str | None, Depends(_owner)]
 JobId = Annotated[str, Path(pattern="^[0-9a-z]{1,64}$", examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])]

@@ -1,6 +1,9 @@
 """Submit a job, look it up, cancel it, remove it: storage and queue together."""
 
 import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import redis
@@ -22,12 +25,14 @@ from service.contract import (
     level_name,
 )
 from service.errors import InvalidParameters, JobNotFound, QueueFull, QueueUnavailable
+from service.estimates import Estimate, Estimates
 from service.models import find_model
 from service.settings import Settings
 from service.storage import Storage, Upload
 
 PAGE_SIZE = 50
 RETRY_AFTER_S = 5
+SILENCE_S = 1.0
 
 
 class Jobs:
@@ -37,6 +42,8 @@ class Jobs:
         self.storage = storage
         self.broker = broker
         self.settings = settings
+        self._silent_until = 0.0
+        self.estimates = Estimates(broker)
 
     # --- submit
 
@@ -47,10 +54,8 @@ class Jobs:
             QueueUnavailable: Redis does not answer.
             QueueFull: too many jobs wait.
         """
-        try:
+        with self._queue_answers():
             waiting = self.broker.length()
-        except redis.RedisError as error:
-            raise QueueUnavailable("the queue does not answer", retry_after_s=RETRY_AFTER_S) from error
         if waiting >= self.settings.max_queued_jobs:
             raise QueueFull(
                 f"{waiting} jobs are waiting, at most {self.settings.max_queued_jobs} may",
@@ -75,7 +80,6 @@ class Jobs:
             UnknownModel: there is no model of that name.
             IdempotencyConflict: the key was used for something else.
             StorageFull: there is no room for it.
-            QueueUnavailable: Redis does not answer; nothing is kept.
         """
         filled = fill_defaults(params, default_model=self.settings.default_model)
         record = JobRecord(
@@ -89,14 +93,31 @@ class Jobs:
             idempotency_key=_digest(owner or "", idempotency_key) if idempotency_key else None,
         )
         kept = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json()))
-        if self.storage.end(kept.id) is None:
-            try:
-                self.broker.enqueue(kept.id)
-            except redis.RedisError as error:
-                if kept.id == record.id:
-                    self.storage.delete(record.id)
-                raise QueueUnavailable("the queue does not answer", retry_after_s=RETRY_AFTER_S) from error
-        return self.view(kept)
+        try:
+            with self._queue_answers():
+                if self.storage.end(kept.id) is None:
+                    self.broker.enqueue(kept.id)
+            return self.view(kept)
+        except QueueUnavailable:
+            # It is in storage, where workers find it once Redis is back: accepted. Taking it back instead would
+            # take it from others who sent the same Idempotency-Key at the same time.
+            return compose(kept, self.storage.end(kept.id))
+
+    @contextmanager
+    def _queue_answers(self) -> Iterator[None]:
+        """Ask Redis; one that was silent a moment ago is not asked, lest every thread wait for it.
+
+        Raises:
+            QueueUnavailable: it does not answer.
+        """
+        refused = QueueUnavailable("the queue does not answer", retry_after_s=RETRY_AFTER_S)
+        if time.monotonic() < self._silent_until:
+            raise refused
+        try:
+            yield
+        except redis.RedisError as error:
+            self._silent_until = time.monotonic() + SILENCE_S
+            raise refused from error
 
     # --- look up
 
@@ -106,8 +127,8 @@ class Jobs:
         Raises:
             JobNotFound: there is none.
         """
-        record = self.storage.record(job_id)
-        if record.owner != owner:
+        record, end = self.storage.record(job_id), self.storage.end(job_id)
+        if record.owner != owner or (end is not None and end.expires_at <= datetime.now(UTC)):
             raise JobNotFound(f"there is no job {job_id!r}")
         return record
 
@@ -120,34 +141,15 @@ class Jobs:
         end = self.storage.end(record.id)
         progress: Progress | None = None
         position: int | None = None
+        estimate: Estimate | None = None
         if end is None:
-            try:
+            with self._queue_answers():
                 progress = self.broker.progress(record.id)
                 if progress is None:
                     position = self.broker.position(record.id)
-            except redis.RedisError as error:
-                raise QueueUnavailable("the queue does not answer", retry_after_s=RETRY_AFTER_S) from error
+                estimate = self.estimates.of(record, progress, position)
             end = self.storage.end(record.id)  # it may have ended while Redis was asked
-        view = JobView(
-            id=record.id,
-            status=end.status if end else Status.running if progress else Status.queued,
-            created_at=record.created_at,
-            video=Video(name=record.video_name, bytes=record.video_bytes, sha256=record.video_sha256),
-            params=record.params,
-            links=links(record, end),
-        )
-        if end is not None:
-            view.started_at, view.ended_at, view.expires_at = end.started_at, end.ended_at, end.expires_at
-            view.error, view.frames_total = end.error, end.frames
-            if end.status == Status.succeeded:
-                view.fraction, view.frames_done = 1.0, end.frames or 0
-        elif progress is not None:
-            view.stage, view.fraction = progress.stage, progress.fraction
-            view.frames_done, view.frames_total = progress.frames_done, progress.frames_total
-            view.started_at = progress.started_at
-        else:
-            view.position = position
-        return view
+        return compose(record, end, progress, position, estimate)
 
     def page(self, *, owner: str | None, before: str | None, status: Status | None, size: int = PAGE_SIZE) -> JobPage:
         """This owner's jobs, newest first."""
@@ -172,11 +174,9 @@ class Jobs:
             status=Status.canceled, ended_at=now, expires_at=now + timedelta(seconds=self.storage.result_ttl_s)
         )
         if self.storage.finish(record.id, end):
-            try:
+            with suppress(QueueUnavailable), self._queue_answers():  # a worker that pops it sees that it has ended
                 self.broker.dequeue(record.id)
                 self.broker.announce_end(record.id)
-            except redis.RedisError:
-                pass  # storage has decided; a worker that pops it sees that it has ended
         return self.view(self.storage.record(record.id))
 
     def delete(self, record: JobRecord) -> None:
@@ -201,6 +201,39 @@ def fill_defaults(params: SegmentParams, *, default_model: str) -> JobParams:
         "motion": params.motion if params.motion is not None else entry.motion,
     }
     return JobParams.model_validate(params.model_dump() | chosen)
+
+
+def compose(
+    record: JobRecord,
+    end: JobEnd | None,
+    progress: Progress | None = None,
+    position: int | None = None,
+    estimate: Estimate | None = None,
+) -> JobView:
+    """The job from what storage and Redis say of it."""
+    view = JobView(
+        id=record.id,
+        status=end.status if end else Status.running if progress else Status.queued,
+        created_at=record.created_at,
+        video=Video(name=record.video_name, bytes=record.video_bytes, sha256=record.video_sha256),
+        params=record.params,
+        links=links(record, end),
+    )
+    if end is not None:
+        view.started_at, view.ended_at, view.expires_at = end.started_at, end.ended_at, end.expires_at
+        view.error, view.frames_total = end.error, end.frames
+        if end.status == Status.succeeded:
+            view.fraction, view.frames_done = 1.0, end.frames or 0
+    elif progress is not None:
+        view.stage, view.fraction = progress.stage, progress.fraction
+        view.frames_done, view.frames_total = progress.frames_done, progress.frames_total
+        view.started_at = progress.started_at
+    else:
+        view.position = position
+    if end is None and estimate is not None:
+        view.eta_s = estimate.eta_s
+        view.fraction = estimate.fraction if estimate.fraction is not None else view.fraction
+    return view
 
 
 def links(record: JobRecord, end: JobEnd | None) -> Links:

@@ -1,11 +1,13 @@
 """The files of a published result, by level and format."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
-from service.contract import JobRecord, Manifest, RleDocument, level_name
+from service.contract import JobRecord, Manifest, ManifestLevel, RleDocument, level_name
 from service.errors import ResultNotFound
 
 
@@ -23,6 +25,20 @@ class Result:
     @cached_property
     def manifest(self) -> Manifest:
         return Manifest.model_validate_json(self.manifest_path.read_bytes())
+
+    def manifest_level(self, tau: float | None) -> ManifestLevel:
+        """What the manifest tells of a level.
+
+        Raises:
+            ResultNotFound: the job has no such level.
+        """
+        name = self.level(tau).name
+        return next(each for each in self.manifest.levels if each.name == name)
+
+    def tag(self, tau: float | None, name: str) -> str:
+        """The ETag of what is made from a level's run lengths: neither they nor this version ever change."""
+        parts = (version("uvos"), self.job.id, self.folder.name, self.level(tau).name, name)
+        return f'"{hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]}"'
 
     def level(self, tau: float | None) -> Path:
         """The folder of the level at `tau`; the first level where None.

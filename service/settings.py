@@ -20,6 +20,10 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(2 * 2**30, gt=0)
     max_queued_jobs: int = Field(1000, gt=0)
     """A POST beyond it is answered 503 with Retry-After."""
+    max_queued_per_key: int = Field(100, gt=0)
+    """Jobs of one API key that have not ended; a POST beyond it is answered 429."""
+    max_running_per_key: int | None = Field(None, gt=0)
+    """Jobs of one API key that run at once, the others wait; None: as many as there are workers."""
     default_model: str = "tiny"
 
     # --- what a video may hold
@@ -38,7 +42,7 @@ class Settings(BaseSettings):
     """A job whose worker process dies this often fails."""
     lease_s: float = Field(6, gt=0.5)
     """A worker that shows no life for this long loses its job to another."""
-    recovery_interval_s: float = Field(3, gt=0)
+    recovery_interval_s: float = Field(2, gt=0)
     """How often a worker looks for jobs that were lost."""
     shutdown_grace_s: float = Field(20, ge=0)
     """After SIGTERM a running job may still end within this time; then it is handed back."""

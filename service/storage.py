@@ -3,22 +3,24 @@
     uploads/<id>/input          an upload while it comes in
     jobs/<id>/job.json          what was asked for
     jobs/<id>/input             the video, until the job has ended
-    jobs/<id>/claims/<n>        execution n began (an execution that is no longer the last one publishes nothing)
+    jobs/<id>/claims/<n>        what happened n-th: an execution began (its id), or the job ended (the end)
     jobs/<id>/deaths/<n>        a worker process died of this job
     jobs/<id>/work/<execution>  what an execution writes
-    jobs/<id>/end.json          how it ended; names the execution whose files are the result
+    jobs/<id>/end.json          how it ended, the last claim by another name; names the execution with the result
     open/<id>                   the job has not ended
     keys/<digest>.json          an Idempotency-Key and its job
 
-A record is made once, by a hard link of a complete file: of two writers exactly one succeeds.
+A record is made once, by a hard link of a complete file: of two writers exactly one succeeds. That makes the claims a
+log: an execution that began as claim n may end the job only as claim n + 1, so one that was overtaken, however long
+it slept and wherever, can publish nothing, and whoever cancels a job is one more writer of that log.
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
@@ -143,13 +145,12 @@ class Storage:
             _sync_folder(self.root / "jobs")
             try:
                 if record.idempotency_key is not None:
-                    path = self.root / "keys" / f"{record.idempotency_key}.json"
-                    mine = IdempotencyRecord(job_id=record.id, fingerprint=fingerprint)
-                    if not _create_once(path, mine.model_dump_json().encode()):
-                        shutil.rmtree(self._job(record.id))
-                        return self._job_of_key(path, fingerprint)
+                    kept = self._take_key(record.idempotency_key, record.id, fingerprint)
+                    if kept.id != record.id:
+                        self.delete(record.id)
+                        return kept
                 self.open(record.id)
-            except OSError:
+            except (OSError, IdempotencyConflict):
                 self.delete(record.id)
                 raise
         return record
@@ -157,17 +158,32 @@ class Storage:
     def open(self, job_id: str) -> None:
         """Note that the job has not ended, so that it is found again whatever Redis forgets."""
         (self.root / "open" / job_id).touch()
+        _sync_folder(self.root / "open")
 
-    def _job_of_key(self, path: Path, fingerprint: str) -> JobRecord:
-        known = IdempotencyRecord.model_validate_json(path.read_bytes())
-        if known.fingerprint != fingerprint:
-            raise IdempotencyConflict(
-                f"this Idempotency-Key already stands for job {known.job_id}, with another video or other parameters"
-            )
-        record = self.record(known.job_id)
-        if self.end(record.id) is None:
-            self.open(record.id)  # whoever made the key may have died before this
-        return record
+    def _take_key(self, key: str, job_id: str, fingerprint: str) -> JobRecord:
+        """The job that a key stands for: this one, unless it stands for another already."""
+        path = self._key(key)
+        mine = IdempotencyRecord(job_id=job_id, fingerprint=fingerprint)
+        while not _create_once(path, mine.model_dump_json().encode()):
+            try:
+                known = IdempotencyRecord.model_validate_json(path.read_bytes())
+                record, end = self.record(known.job_id), self.end(known.job_id)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except JobNotFound:
+                path.unlink(missing_ok=True)  # whoever removed the job died before this
+                continue
+            if end is not None and end.expires_at <= datetime.now(UTC):
+                self.delete(known.job_id)
+                continue
+            if known.fingerprint != fingerprint:
+                raise IdempotencyConflict(
+                    f"this Idempotency-Key already stands for job {known.job_id}, which has another video or parameters"
+                )
+            if end is None:
+                self.open(record.id)  # whoever made the key may have died before this
+            return record
+        return self.record(job_id)
 
     # --- look up
 
@@ -192,7 +208,7 @@ class Storage:
     def has_ended(self, job_id: str) -> bool:
         """Whether the job has ended or been removed: nobody needs to work on it."""
         folder = self._job(job_id)
-        return (folder / "end.json").exists() or not folder.exists()
+        return (folder / "end.json").exists() or not (folder / "job.json").exists()
 
     def job_ids(self, before: str | None = None) -> list[str]:
         """All jobs, newest first; only those older than `before` where given."""
@@ -216,21 +232,44 @@ class Storage:
         """Begin an execution; its number. Every later claim takes the right to publish from it.
 
         Raises:
-            JobNotFound: the job is gone.
+            JobNotFound: the job is gone, or has ended.
         """
-        claims = self._job(job_id) / "claims"
+        folder = self._job(job_id)
         try:
-            claims.mkdir(exist_ok=True)
+            for name in ("claims", "work"):
+                (folder / name).mkdir(exist_ok=True)
+            while True:
+                number, content = self._last_claim(job_id)
+                if content.startswith(b"{"):
+                    self._settle(job_id, number)
+                    raise JobNotFound(f"job {job_id!r} has ended")
+                if _create_once(folder / "claims" / str(number + 1), execution.encode()):
+                    break
+            for earlier in (folder / "work").iterdir():  # they cannot publish any more
+                shutil.rmtree(earlier, ignore_errors=True)
+            return number + 1
         except FileNotFoundError:
             raise JobNotFound(f"there is no job {job_id!r}") from None
-        number = 1 + max((int(name) for name in os.listdir(claims) if name.isdigit()), default=0)
-        while not _create_once(claims / str(number), execution.encode()):
-            number += 1
-        return number
+
+    def _last_claim(self, job_id: str) -> tuple[int, bytes]:
+        claims = self._job(job_id) / "claims"
+        number = max((int(name) for name in os.listdir(claims) if name.isdigit()), default=0)
+        return number, (claims / str(number)).read_bytes() if number else b""
 
     def is_superseded(self, job_id: str, claim: int) -> bool:
-        """Whether a later execution has begun."""
-        return (self._job(job_id) / "claims" / str(claim + 1)).exists()
+        """Whether a later execution has begun, or the job has ended without this one, or is gone."""
+        folder = self._job(job_id)
+        return (folder / "claims" / str(claim + 1)).exists() or not (folder / "job.json").exists()
+
+    def hand_back(self, job_id: str, claim: int) -> None:
+        """Note that an execution ended through no fault of the job."""
+        with suppress(FileNotFoundError):
+            (self._job(job_id) / "claims" / f"{claim}.back").touch()
+
+    def lost_executions(self, job_id: str) -> int:
+        """How many executions began and were not handed back."""
+        names = os.listdir(self._job(job_id) / "claims")
+        return sum(name.isdigit() for name in names) - sum(name.endswith(".back") for name in names)
 
     def count_death(self, job_id: str) -> int:
         """Note that a worker process died of this job; how often that has happened."""
@@ -247,22 +286,50 @@ class Storage:
         """Where an execution writes; published as it is once `finish` names it."""
         return self._job(job_id) / "work" / execution
 
-    def finish(self, job_id: str, end: JobEnd) -> bool:
-        """Write how the job ended, once; whether this is the end that counts."""
-        folder = self._job(job_id)
+    def drop_work(self, job_id: str, execution: str) -> None:
+        """Remove what an execution wrote."""
+        shutil.rmtree(self.work_dir(job_id, execution), ignore_errors=True)
+
+    def finish(self, job_id: str, end: JobEnd, *, claim: int | None = None) -> bool:
+        """Write how the job ended, once; whether this is the end that counts.
+
+        Args:
+            claim: The execution that ends it: no other may have begun since. None ends it whoever works on it.
+        """
+        claims = self._job(job_id) / "claims"
+        content = end.model_dump_json(exclude_none=True).encode()
         try:
             if end.execution is not None:
                 _sync_tree(self.work_dir(job_id, end.execution))
-            counts = _create_once(folder / "end.json", end.model_dump_json(exclude_none=True).encode())
+            claims.mkdir(exist_ok=True)
+            while True:
+                last, known = self._last_claim(job_id)
+                if known.startswith(b"{"):
+                    self._settle(job_id, last)
+                    return False
+                if claim is not None and last != claim:
+                    return False
+                if _create_once(claims / str(last + 1), content):
+                    with suppress(OSError):  # it has ended, whatever cannot be cleared away now
+                        self._settle(job_id, last + 1)
+                    return True
         except FileNotFoundError:
             return False  # deleted meanwhile
+
+    def _settle(self, job_id: str, number: int) -> None:
+        """Give the claim that ended the job its second name; whoever comes by finishes what a dead process began."""
+        folder = self._job(job_id)
+        with suppress(FileExistsError):
+            os.link(folder / "claims" / str(number), folder / "end.json")
+            _sync_folder(folder)
         self.tidy(job_id)
-        return counts
 
     def tidy(self, job_id: str) -> None:
         """Remove what an ended job no longer needs: the upload, and the files of executions that did not count."""
         end = self.end(job_id)
         if end is None:
+            if not (self._job(job_id) / "job.json").exists():
+                (self.root / "open" / job_id).unlink(missing_ok=True)  # deleted while somebody noted it as open
             return
         self.input_path(job_id).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
@@ -276,11 +343,12 @@ class Storage:
     def delete(self, job_id: str) -> None:
         """Remove a job with everything it has, its idempotency key included."""
         (self.root / "open" / job_id).unlink(missing_ok=True)
-        with suppress(JobNotFound):
-            record = self.record(job_id)
-            if record.idempotency_key is not None:
-                (self.root / "keys" / f"{record.idempotency_key}.json").unlink(missing_ok=True)
-        grave = self.root / "uploads" / f"{job_id}.gone"  # one rename makes it unseen at once, whatever comes after
+        with suppress(JobNotFound, FileNotFoundError):
+            key = self.record(job_id).idempotency_key
+            if key is not None and json.loads(self._key(key).read_bytes())["job_id"] == job_id:
+                self._key(key).unlink(missing_ok=True)
+        # one rename makes it unseen at once, whatever comes after
+        grave = self.root / "uploads" / f"{job_id}.{secrets.token_hex(4)}.gone"
         with suppress(FileNotFoundError):
             self._job(job_id).rename(grave)
         shutil.rmtree(grave, ignore_errors=True)
@@ -294,16 +362,21 @@ class Storage:
             if end is not None and end.expires_at <= now:
                 self.delete(job_id)
                 removed.append(job_id)
-            elif end is None and not (self.root / "open" / job_id).exists() and self._age(self._job(job_id), now):
+            elif end is None and not (self.root / "open" / job_id).exists() and self._is_old(self._job(job_id), now):
                 self.delete(job_id)
         for folder in (self.root / "uploads").iterdir():
-            if self._age(folder, now):
+            if self._is_old(folder, now):
                 shutil.rmtree(folder, ignore_errors=True)
+        for draft in (self.root / "keys").glob(".*"):
+            if self._is_old(draft, now):
+                draft.unlink(missing_ok=True)
         return removed
 
-    def _age(self, folder: Path, now: datetime) -> bool:
+    def _is_old(self, path: Path, now: datetime) -> bool:
+        """Whether nobody has touched it, or what lies in it, for long."""
         with suppress(FileNotFoundError):
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            inside = path.iterdir() if path.is_dir() else ()
+            newest: float = max(one.stat().st_mtime for one in (path, *inside))
             return now.timestamp() - newest > ORPHAN_AGE_S
         return False
 
@@ -312,6 +385,9 @@ class Storage:
         probe = self.root / "uploads" / f".probe-{secrets.token_hex(4)}"
         probe.write_bytes(b"1")
         probe.unlink()
+
+    def _key(self, digest: str) -> Path:
+        return self.root / "keys" / f"{digest}.json"
 
     def _job(self, job_id: str) -> Path:
         if not job_id.isalnum() or len(job_id) > 64:  # an id never leaves its folder
@@ -329,13 +405,14 @@ def _write(path: Path, data: bytes) -> None:
 def _create_once(path: Path, data: bytes) -> bool:
     """Create a file with this content unless it exists; readers see it whole or not at all."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    _write(draft, data)
     try:
+        _write(draft, data)
         os.link(draft, path)
     except FileExistsError:
         return False
     else:
-        _sync_folder(path.parent)
+        with suppress(OSError):  # made is made: whoever looks sees it
+            _sync_folder(path.parent)
         return True
     finally:
         draft.unlink(missing_ok=True)
@@ -350,15 +427,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    for path in _files(folder):
+    for path in (folder, *folder.rglob("*")):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            yield path

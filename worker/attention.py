@@ -17,7 +17,7 @@ def key_frames(frame_count: int, key_ratio: float) -> list[int]:
     """Indices of the frames that serve as keys: floor(i * T / K) with K = max(1, round(key_ratio * T)).
 
     Source: the uniform sampling of Section 3 of Ding et al., "Betrayed by Attention" (arXiv:2311.17893). The
-    released code takes arange(T // r) * r instead, which is empty for a clip shorter than r frames.
+    released code's differ: `released_key_frames`.
 
     Raises:
         ValueError: no frames, or a ratio outside (0, 1].
@@ -26,6 +26,20 @@ def key_frames(frame_count: int, key_ratio: float) -> list[int]:
         raise ValueError(f"expected frames and a key ratio in (0, 1], got {frame_count = }, {key_ratio = }")
     count = max(1, round(key_ratio * frame_count))
     return [i * frame_count // count for i in range(count)]
+
+
+def released_key_frames(frame_count: int, key_ratio: float) -> list[int]:
+    """Indices of the key frames as the released code takes them: arange(T // r) * r with r = 1 / key_ratio.
+
+    For a clip shorter than r frames, where that code has none at all, the first frame.
+
+    Raises:
+        ValueError: no frames, or a ratio outside (0, 1].
+    """
+    if frame_count < 1 or not 0 < key_ratio <= 1:
+        raise ValueError(f"expected frames and a key ratio in (0, 1], got {frame_count = }, {key_ratio = }")
+    step = round(1 / key_ratio)
+    return [i * step for i in range(max(1, frame_count // step))]
 
 
 class QuerySource(Protocol):

@@ -1,8 +1,9 @@
 """The warm process: loads torch and models once, runs one job after another, is stopped and replaced by its parent.
 
 Parent and child speak JSON lines over two pipes. To the child: {"run": Assignment} and {"cancel": execution}. From
-it: {"ready": ...}, {"progress": Progress}, {"done": execution} or {"failed": execution, "problem": Problem}. The
-parent's side imports no torch; the child's side starts with `python -m worker.child`.
+it: {"ready": ...}, {"begun": execution}, {"progress": Progress}, and one of {"done": execution},
+{"stopped": execution}, {"failed": execution, "problem": Problem}. The parent's side imports no torch; the child's
+side is a module that calls `work_for_parent` when it is run, by default this one.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 CANCEL_WITHIN_S = 1.2  # then the child is killed: a cancelled job is off the GPU within two seconds
-START_TIMEOUT_S = 120.0  # torch and a model from a slow disk
+START_TIMEOUT_S = 120.0  # torch and a model from a slow disk; then it is started anew
 
 
 class Assignment(BaseModel):
@@ -36,13 +38,30 @@ class Assignment(BaseModel):
     execution: str
 
 
+Send = Callable[[dict[str, Any]], None]
+
+
+class Runner(Protocol):
+    """What does the work in the child: `worker.tasks.Runner`, or a test's own."""
+
+    def warm_up(self) -> None: ...
+    def about(self) -> dict[str, Any]: ...
+    def run(self, job_id: str, execution: str) -> None: ...
+    def cancel(self, execution: str) -> None: ...
+
+
 class Child:
     """The parent's handle of the warm process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, module: str = "worker.child") -> None:
         self._settings = settings
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self.started_at = 0.0
+        """When it was started last, by the monotonic clock."""
+        self.is_warm = False
+        """Whether it has told that it can work."""
         self.about: dict[str, Any] = {}
         """What the child told of itself when it was ready: device, models, sandbox."""
 
@@ -57,18 +76,17 @@ class Child:
     def start(self) -> None:
         """Start the process; it warms up while the parent goes on."""
         self.kill()
-        self._buffer = b""
+        self._buffer, self.started_at = b"", time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.child"],
+            [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"UVOS_CHILD_SETTINGS": self._settings.model_dump_json()},
+            env=_without_settings() | {"UVOS_CHILD_SETTINGS": self._settings.model_dump_json()},
             process_group=0,  # Ctrl-C in the terminal reaches the parent alone, which ends the child in order
         )
 
     def run(self, assignment: Assignment) -> None:
-        if not self.is_alive:
-            self.start()
+        """Give it work; one that has died does nothing with it, and `receive` says so."""
         self._send({"run": assignment.model_dump()})
 
     def cancel(self, execution: str) -> None:
@@ -76,7 +94,8 @@ class Child:
         self._send({"cancel": execution})
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died: `receive` says so
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -88,7 +107,8 @@ class Child:
         Raises:
             EOFError: the process has died.
         """
-        assert self._process is not None
+        if self._process is None:
+            raise EOFError("the worker's child is not there")
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
@@ -103,11 +123,12 @@ class Child:
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         if "ready" in message:
-            self.about = message["ready"]
+            self.about, self.is_warm = message["ready"], True
         return message
 
     def kill(self) -> int | None:
         """End it now, whatever it does; its exit code."""
+        self.is_warm = False
         if self._process is None:
             return None
         if self._process.poll() is None:
@@ -121,10 +142,26 @@ class Child:
         return code
 
 
+def _without_settings() -> dict[str, str]:
+    """The environment without ours: the child needs no address of the queue, and what it decodes no secret."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("UVOS_")}
+
+
 # --- the child's side
 
 
 def main() -> None:
+    """Segment videos until the parent is gone."""
+
+    def make(settings: Settings, send: Send) -> Runner:
+        from worker.tasks import Runner  # torch comes in here
+
+        return Runner(settings, send)
+
+    work_for_parent(make)
+
+
+def work_for_parent(make: Callable[[Settings, Send], Runner]) -> None:
     """Run assignments until the parent is gone."""
     _die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent decides when a job is handed back
@@ -134,12 +171,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s child[%(process)d] %(message)s")
     settings = Settings.model_validate_json(os.environ.pop("UVOS_CHILD_SETTINGS"))
 
-    from worker.tasks import Runner  # torch comes in here
-
     def send(message: dict[str, Any]) -> None:
         out.write(json.dumps(message).encode() + b"\n")
 
-    runner = Runner(settings, send)
+    runner = make(settings, send)
     inbox: list[Assignment] = []
     arrived = threading.Condition()
 
@@ -162,6 +197,7 @@ def main() -> None:
             while not inbox:
                 arrived.wait()
             assignment = inbox.pop(0)
+        send({"begun": assignment.execution})
         runner.run(assignment.job_id, assignment.execution)
         send({"ready": runner.about()})
 

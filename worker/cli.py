@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import sys
 import tempfile
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from redis import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,7 +29,7 @@ from service.contract import (
     Stage,
     level_name,
 )
-from service.errors import InvalidParameters, UvosError
+from service.errors import InvalidParameters, QueueUnavailable, UvosError
 from service.models import MODELS, ModelEntry, find_model
 from service.settings import Settings
 from service.storage import Storage
@@ -59,6 +61,20 @@ def run() -> None:
     if settings.redis_url is None:
         raise InvalidParameters("set UVOS_REDIS_URL: a worker needs a queue to take jobs from; `uvos up` starts one")
     SegmentWorker(settings, Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)).serve()
+
+
+@app.command()
+def alive() -> None:
+    """Exit 0 where a worker of this host has shown life in the last seconds: a container's health check."""
+    from service.broker import Broker, connect
+
+    settings = Settings()
+    if settings.redis_url is None:
+        raise InvalidParameters("set UVOS_REDIS_URL: workers tell of themselves in the queue")
+    broker = Broker(connect(settings.redis_url.get_secret_value()), job_timeout_s=settings.job_timeout_s)
+    host = socket.gethostname()
+    if not any(worker.name.rsplit("-", 1)[0] == host for worker in broker.workers()):
+        raise QueueUnavailable(f"no worker of {host} shows life")
 
 
 @app.command()
@@ -226,6 +242,9 @@ def main() -> None:
     except UvosError as error:
         cure = f" {error.cure}" if error.cure else ""
         console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', error.detail)}{cure}", highlight=False)
+        sys.exit(1)
+    except RedisError as error:
+        console.print(f"[red]error:[/] the queue does not answer: {error}.", highlight=False)
         sys.exit(1)
     except (OSError, ValueError) as error:
         console.print(f"[red]error:[/] {error}", highlight=False)

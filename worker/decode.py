@@ -6,75 +6,39 @@ This side starts it, holds it to its time, checks what it says as it would check
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
-import re
-import select
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Literal, Self
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from service.errors import (
-    DeadlineExceeded,
     InvalidParameters,
     NoFrames,
-    NoVideoStream,
     OutOfMemoryBudget,
-    StorageFull,
-    TooLong,
-    TooManyFrames,
-    TooManyPixels,
     TooSmall,
     UnreadableVideo,
-    UnsupportedCodec,
-    UvosError,
 )
 from worker.clip import Clip, model_size
+from worker.decoder import Order
+from worker.decoder_process import DecoderProcess, Killed, Progress, SaidAtTheEnd, SaidOfVideo
 from worker.sources import PICTURE_HEADER
 
 logger = logging.getLogger(__name__)
 
-REFUSALS: dict[str, type[UvosError]] = {
-    error.__name__: error
-    for error in (
-        NoFrames,
-        NoVideoStream,
-        OutOfMemoryBudget,
-        StorageFull,
-        TooLong,
-        TooManyFrames,
-        TooManyPixels,
-        UnreadableVideo,
-        UnsupportedCodec,
-    )
-}
 MAX_THREADS = 8  # of a decoder; each holds frames of its own
-TICK_S = 0.1  # how often progress is told, and cancelling noticed, while the decoder works
 ATTEMPTS = 2  # at a decoder that something else kills
 KILLED = "the system ended the decoder, perhaps for want of memory"
-MAX_LINE = 2**16
-PIPE_BYTES = 2**20
 HASH_BLOCK = 2**20
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 PICTURE_RATE = 24.0  # frames a second of a folder of pictures, which has no times: DAVIS's
-# How libav says that a coded size is beyond `max_pixels`, when a frame of that size cannot even be allocated.
-TOO_MANY_PIXELS = re.compile(rb"Picture size (\d+)x(\d+) exceeds specified max pixel count")
-
-Progress = Callable[[int, int | None], None]
-"""Called with frames done and, where known, frames expected; may raise to stop the decoding."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +54,7 @@ class DecodeLimits:
     """Of the frames written to the work folder."""
     timeout_s: float = 600.0
     """Spent waiting for the decoder."""
-    memory_bytes: int = 3 * 2**30
+    memory_bytes: int = 2 * 2**30
     """The decoder's address space."""
 
 
@@ -224,14 +188,15 @@ def stream_frames(
             source, _ = stack.enter_context(_packed(path, work))
         else:
             source = _Input(stack.enter_context(path.open("rb")))
-        decoder = stack.enter_context(_Decoder(source, None, _Selection(start, end, fps), limits))
+        order = _order(source, None, _Selection(start, end, fps), limits)
+        decoder = stack.enter_context(DecoderProcess(order, timeout_s=limits.timeout_s))
         try:
             size = decoder.answer(lambda shown: size or shown)
             while decoder.next_frame() is not None:
                 frame = np.empty((*size, 3), np.uint8)
                 decoder.read_into(frame.data.cast("B"))
                 yield frame
-        except _Killed:  # half of the frames are handed out: no second attempt
+        except Killed:  # half of the frames are handed out: no second attempt
             raise OutOfMemoryBudget(KILLED) from None
 
 
@@ -272,6 +237,27 @@ class _Input:
     """None: a video."""
 
 
+def _order(source: _Input, spool: IO[bytes] | None, selection: _Selection, limits: DecodeLimits) -> Order:
+    threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    return Order(
+        parent=os.getpid(),
+        input=source.file.fileno(),
+        picture_count=source.picture_count,
+        picture_rate=PICTURE_RATE,
+        spool=None if spool is None else spool.fileno(),
+        start=selection.start,
+        end=selection.end,
+        fps=selection.fps,
+        max_frames=limits.max_frames,
+        max_pixels=limits.max_pixels,
+        max_duration_s=limits.max_duration_s,
+        max_bytes=limits.max_bytes,
+        memory_bytes=limits.memory_bytes,
+        cpu_s=int(limits.timeout_s * threads) + 1,
+        threads=threads,
+    )
+
+
 def _decode(
     source: _Input,
     selection: _Selection,
@@ -282,7 +268,7 @@ def _decode(
     digest: Callable[[], str],
 ) -> Decoded:
     for _ in range(ATTEMPTS):
-        with contextlib.suppress(_Killed):
+        with contextlib.suppress(Killed):
             return _decode_once(source, selection, target, work, limits, on_progress, digest)
     raise OutOfMemoryBudget(KILLED)
 
@@ -297,7 +283,8 @@ def _decode_once(
     digest: Callable[[], str],
 ) -> Decoded:
     with tempfile.TemporaryFile(dir=work, prefix="frames-") as spool:
-        with _Decoder(source, spool, selection, limits, on_progress) as decoder:
+        order = _order(source, spool, selection, limits)
+        with DecoderProcess(order, timeout_s=limits.timeout_s, on_progress=on_progress) as decoder:
             size = decoder.answer(target.of)
             times = []
             while (seconds := decoder.next_frame()) is not None:
@@ -307,6 +294,8 @@ def _decode_once(
             raise UnreadableVideo("the decoder wrote other frames than it announced")
         frames = np.memmap(spool, np.uint8, "r", shape=(len(times), *size, 3))
     video, done = decoder.video, decoder.done
+    assert video is not None
+    assert done is not None
     clip = Clip(frames, np.array(times), video.size)
     info = VideoInfo(
         width=video.size[1],
@@ -322,7 +311,7 @@ def _decode_once(
     return Decoded(clip, info, tuple(_warnings(video, done, target, size)), decoder.sandbox)
 
 
-def _warnings(video: "_Video", done: "_Done", target: _Target, size: tuple[int, int]) -> Iterator[str]:
+def _warnings(video: SaidOfVideo, done: SaidAtTheEnd, target: _Target, size: tuple[int, int]) -> Iterator[str]:
     taken = f"{size[0]}x{size[1]}"
     if target.resolution and not target.native and taken != target.resolution:
         yield f"the resolution {target.resolution} is no multiple of the patch of {target.patch} pixels; taken: {taken}"
@@ -336,243 +325,6 @@ def _warnings(video: "_Video", done: "_Done", target: _Target, size: tuple[int, 
         yield "the file has no end mark: it may have been cut off"
     if done.resized:
         yield f"of another size than the first frame, and scaled to it: {done.resized} frames"
-
-
-# --- what the decoder says, believed only as far as it validates
-
-
-class _Said(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-Count = Annotated[int, Field(ge=0)]
-Side = Annotated[int, Field(ge=1, le=2**20)]
-
-
-class _Video(_Said):
-    size: tuple[Side, Side]
-    rotation: Literal[0, 90, 180, 270]
-    mirrored: bool
-    sample_aspect_ratio: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    codec: str = Field(max_length=32)
-    start_s: FiniteFloat
-    total: int | None
-
-
-class _Done(_Said):
-    frames: Annotated[int, Field(ge=1)]
-    guessed: Count
-    resized: Count
-    damaged: Count
-    no_end_mark: bool
-
-
-class _Error(_Said):
-    kind: str
-    detail: str = Field(max_length=600)
-    limit: float | int | None = None
-    actual: float | int | None = None
-
-
-class _Message(_Said):
-    sandbox: tuple[str, ...] | None = None
-    video: _Video | None = None
-    frame: int | None = None
-    time: FiniteFloat | None = None
-    done: _Done | None = None
-    error: _Error | None = None
-
-
-class _Killed(Exception):
-    """The decoder was ended from outside, which its file need not be the cause of."""
-
-
-class _Decoder:
-    """The decoder's process, from its start to its certain end (a context manager)."""
-
-    def __init__(
-        self,
-        source: _Input,
-        spool: IO[bytes] | None,
-        selection: _Selection,
-        limits: DecodeLimits,
-        on_progress: Progress | None = None,
-    ) -> None:
-        self.limits, self.on_progress = limits, on_progress
-        self.frames = 0
-        self.sandbox: tuple[str, ...] = ()
-        self._left_s = limits.timeout_s
-        self._told_at = 0.0
-        self._buffer = bytearray()
-        threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
-        files = [source.file.fileno()] + ([spool.fileno()] if spool else [])
-        order = {
-            "parent": os.getpid(),
-            "input": files[0],
-            "picture_count": source.picture_count,
-            "picture_rate": PICTURE_RATE,
-            "spool": spool.fileno() if spool else None,
-            "start": selection.start,
-            "end": selection.end,
-            "fps": selection.fps,
-            "max_frames": limits.max_frames,
-            "max_pixels": limits.max_pixels,
-            "max_duration_s": limits.max_duration_s,
-            "max_bytes": limits.max_bytes,
-            "memory_bytes": limits.memory_bytes,
-            "cpu_s": int(limits.timeout_s * threads) + 1,
-            "threads": threads,
-        }
-        os.lseek(files[0], 0, os.SEEK_SET)  # the decoder shares the position with us, and with the one before it
-        self._stderr, stderr = os.pipe()
-        os.set_blocking(stderr, False)  # what is too much to hold is dropped: a flood of messages stops nothing
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-m", "worker.decoder", json.dumps(order)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                pass_fds=files,
-                bufsize=0,
-                cwd="/",
-                # Nothing of our environment: it may hold secrets. One arena: each takes 64 MiB of address space.
-                env={"PYTHONPATH": str(Path(__file__).parents[1]), "MALLOC_ARENA_MAX": "1", "LC_ALL": "C.UTF-8"},
-            )
-        except BaseException:
-            os.close(self._stderr)
-            raise
-        finally:
-            os.close(stderr)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._stdin.close()
-        self._stdout.close()
-        os.close(self._stderr)
-
-    def answer(self, choose: Callable[[tuple[int, int]], tuple[int, int]]) -> tuple[int, int]:
-        """Let `choose` decide, from (H, W) as shown, the size to decode to; returns it."""
-        self.sandbox = self._message().sandbox or ()
-        logger.debug("decoder confined by %s", ", ".join(self.sandbox))
-        video = self._message().video
-        if video is None:
-            raise UnreadableVideo("the decoder did not say what the video is")
-        self.video = video
-        size = choose(video.size)
-        with contextlib.suppress(BrokenPipeError):  # a decoder that is gone is noticed by the next message
-            self._stdin.write(b"%d %d\n" % size)
-        return size
-
-    def next_frame(self) -> float | None:
-        """The time of the next frame in seconds, once it is there; None after the last one."""
-        message = self._message()
-        if message.done is not None:
-            if message.done.frames != self.frames:
-                raise UnreadableVideo("the decoder counted other frames than it announced")
-            self.done = message.done
-            self._tell(last=True)
-            return None
-        if message.time is None or message.frame != self.frames + 1 or message.frame > self.limits.max_frames:
-            raise UnreadableVideo("the decoder announced frames out of order")
-        self.frames += 1
-        return message.time
-
-    def read_into(self, pixels: memoryview) -> None:
-        """The bytes that follow a frame's announcement."""
-        held = min(len(self._buffer), len(pixels))
-        pixels[:held] = self._buffer[:held]
-        del self._buffer[:held]
-        filled = held
-        while filled < len(pixels):
-            self._wait()
-            count = os.readv(self._stdout.fileno(), [pixels[filled:]])
-            if not count:
-                raise self._failure()
-            filled += count
-
-    def _message(self) -> _Message:
-        while (end := self._buffer.find(b"\n")) < 0:
-            self._wait()
-            data = os.read(self._stdout.fileno(), MAX_LINE)
-            if not data:
-                raise self._failure()
-            self._buffer += data
-            if len(self._buffer) > 2 * MAX_LINE:
-                raise UnreadableVideo("the decoder does not end its sentences")
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        try:
-            message = _Message.model_validate_json(line)
-        except ValidationError as error:
-            logger.error("the decoder said %r: %s", line[:200], error)
-            raise UnreadableVideo("the decoder said something unintelligible") from error
-        if message.error is not None:
-            raise self._refusal(message.error)
-        return message
-
-    def _wait(self) -> None:
-        """Until the decoder has said something, for as long as it may take; tells progress meanwhile."""
-        poll = select.poll()
-        poll.register(self._stdout, select.POLLIN)
-        while True:
-            self._tell()
-            began = time.monotonic()
-            ready = poll.poll(1000 * min(TICK_S, max(self._left_s, 0.001)))
-            self._left_s -= time.monotonic() - began
-            if ready:
-                return
-            if self._left_s <= 0:
-                limit = self.limits.timeout_s
-                raise DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
-
-    def _tell(self, *, last: bool = False) -> None:
-        if self.on_progress is None or not (last or time.monotonic() - self._told_at >= TICK_S):
-            return
-        expected = self.video.total if hasattr(self, "video") else None
-        total = self.frames if last else None if expected is None else max(expected, self.frames)
-        self.on_progress(self.frames, total)
-        self._told_at = time.monotonic()
-
-    def _refusal(self, error: _Error) -> UvosError:
-        words = self._last_words()
-        if error.kind == "UnreadableVideo" and (size := TOO_MANY_PIXELS.search(words)):
-            width, height = int(size[1]), int(size[2])
-            return TooManyPixels(
-                f"frames of {width}x{height} have {width * height} pixels; the limit is {self.limits.max_pixels}",
-                limit=self.limits.max_pixels,
-                actual=width * height,
-            )
-        logger.info("the decoder refused a file (%s: %s); its last words: %s", error.kind, error.detail, words)
-        return REFUSALS.get(error.kind, UnreadableVideo)(error.detail, limit=error.limit, actual=error.actual)
-
-    def _failure(self) -> Exception:
-        """What it means that the decoder ended without a word."""
-        try:
-            code = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        logger.warning("the decoder ended with %d after %d frames: %s", code, self.frames, self._last_words())
-        if code in (-signal.SIGKILL, -signal.SIGTERM):
-            return _Killed()
-        if code == -signal.SIGXCPU:
-            limit = self.limits.timeout_s
-            return DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
-        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return UnreadableVideo(f"the decoder crashed after {self.frames} frames ({how})", actual=self.frames)
-
-    def _last_words(self) -> bytes:
-        os.set_blocking(self._stderr, False)
-        with contextlib.suppress(BlockingIOError):
-            return os.read(self._stderr, MAX_LINE)
-        return b""
 
 
 # --- what goes in

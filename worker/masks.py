@@ -5,7 +5,7 @@ too small, which id an object has. Pixels come last and a frame at a time (`fram
 with the video.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -145,6 +145,39 @@ def decide(
         ),
         background_clusters=int((seen.held & (groups == 0)).sum()),
         merged=merged,
+    )
+
+
+def as_drawn(decision: Decision, areas: NDArray[np.integer]) -> Decision:
+    """The decision with ids and objects as the label maps show them.
+
+    `decide` sees patches; at the video's size an object of few patches may lose all its pixels to smooth edges in a
+    frame, or gain some. Frames drawn with the result have ids by first appearance and area in pixels, and the objects
+    are those of the files. An object that is nowhere drawn is none.
+
+    Args:
+        decision: What `decide` found and frames were drawn with.
+        areas: Pixels of each label in each frame, shape (T, objects + 1).
+
+    Raises:
+        ValueError: there is not a column for each label.
+    """
+    if areas.ndim != 2 or areas.shape[1] != len(decision.objects) + 1:
+        raise ValueError(f"expected the areas of {len(decision.objects) + 1} labels, got {areas.shape = }")
+    shares = areas / areas.sum(1, keepdims=True)
+    drawn = []
+    for each in decision.objects:
+        seen = np.flatnonzero(areas[:, each.id])
+        if len(seen):
+            area = float(shares[seen, each.id].mean())
+            drawn.append(replace(each, area=area, first_frame=int(seen[0]), last_frame=int(seen[-1]), frames=len(seen)))
+    drawn.sort(key=lambda each: (each.first_frame, -each.area, each.id))
+    new_id = np.zeros(areas.shape[1], np.uint16)
+    new_id[[each.id for each in drawn]] = np.arange(1, len(drawn) + 1)
+    return replace(
+        decision,
+        object_of=new_id[decision.object_of],
+        objects=tuple(replace(each, id=number + 1) for number, each in enumerate(drawn)),
     )
 
 

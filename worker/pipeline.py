@@ -28,10 +28,11 @@ from service.contract import (
     ManifestVideo,
     Motion,
     Stage,
+    Work,
     level_name,
 )
 from service.errors import OutOfMemoryBudget
-from worker.attention import AttentionMaps, key_frames
+from worker.attention import AttentionMaps, key_frames, released_key_frames
 from worker.backbone import Projections
 from worker.clip import PatchGrid, model_size
 from worker.clustering import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
@@ -140,6 +141,7 @@ def segment(
     job_id: str | None = None,
     extras: Extras | None = None,
     on_progress: Progress | None = None,
+    on_work: Callable[[Work], None] | None = None,
 ) -> Manifest:
     """Segment a video into objects and write the result into `out`.
 
@@ -156,6 +158,7 @@ def segment(
         job_id: For the manifest.
         extras: What to write beside.
         on_progress: Told where the job is, at least every second or so.
+        on_work: Told once how much there is to do, when the video is decoded.
 
     Raises:
         UvosError: The video or the budget does not allow it; nothing of what is in `out` is a result then.
@@ -169,7 +172,18 @@ def segment(
         size = _model_size(decoded, params, model)
         grid = model.backbone.grid(size)
         frame_count = len(decoded.clip.frames)
-        keyed, warnings = _key_frames(frame_count, params.key_ratio, grid, budget.max_key_tokens)
+        keyed, warnings = _key_frames(frame_count, params, grid, budget.max_key_tokens)
+        if on_work is not None:
+            height, width = decoded.clip.video_size
+            on_work(
+                Work(
+                    frames=frame_count,
+                    tokens=grid.tokens,
+                    key_tokens=len(keyed) * grid.tokens,
+                    pixels=height * width,
+                    levels=len(params.tau),
+                )
+            )
         with watch.stage(Stage.features):
             projected = open_files.enter_context(_project(decoded, model, size, keyed, params.motion, out, tell))
         maps = TimedMaps(
@@ -180,7 +194,7 @@ def segment(
         )
         with watch.stage(Stage.clustering):
             levels = _cluster(maps, params, budget.memory_bytes // 2, tell)
-            assigned = [open_files.enter_context(one) for one in _assign(maps, levels, grid, out, tell)]
+            assigned = open_files.enter_context(_assign(maps, levels, grid, out, tell))
         watch.move(maps.seconds, source=Stage.clustering, target=Stage.attention)
         if extras.tokens:
             np.savez_compressed(out / "tokens.npz", labels=np.stack([one.labels for one in assigned]))
@@ -243,16 +257,17 @@ def _model_size(decoded: Decoded, params: JobParams, model: LoadedModel) -> tupl
 
 
 def _key_frames(
-    frame_count: int, key_ratio: float, grid: PatchGrid, max_key_tokens: int
+    frame_count: int, params: JobParams, grid: PatchGrid, max_key_tokens: int
 ) -> tuple[list[int], list[str]]:
     """The key frames, fewer than asked for where their tokens would be too many, and the warning that says so."""
-    wanted = key_frames(frame_count, key_ratio)
+    choose = released_key_frames if params.clustering is Clustering.windowed else key_frames
+    wanted = choose(frame_count, params.key_ratio)
     allowed = max(1, max_key_tokens // grid.tokens)
     if len(wanted) <= allowed:
         return wanted, []
     found = [i * frame_count // allowed for i in range(allowed)]
     return found, [
-        f"key_ratio {key_ratio:g} asks for {len(wanted)} key frames of {grid.tokens} tokens; "
+        f"key_ratio {params.key_ratio:g} asks for {len(wanted)} key frames of {grid.tokens} tokens; "
         f"{len(found)} were used (key_ratio {len(found) / frame_count:g}) to stay below {max_key_tokens} key tokens"
     ]
 
@@ -332,38 +347,36 @@ def _cluster(maps: AttentionMaps, params: JobParams, memory_bytes: int, tell: Pr
         ) from error
 
 
+@contextmanager
 def _assign(
     maps: AttentionMaps, levels: list[Level], grid: PatchGrid, work: Path, tell: Progress
-) -> Iterator["_OpenAssigned"]:
+) -> Iterator[list[Assigned]]:
     """The nearest centroid of every token and how much farther the others are, for all levels in one pass."""
-    scores = [
-        Spool(work, row_shape=(grid.tokens, len(level.centroids)), dtype=np.float16, name=f"scores-{index}.spool")
-        for index, level in enumerate(levels)
-    ]
-    labels = [np.empty((maps.frame_count, grid.height, grid.width), np.int32) for _ in levels]
-    opened = [_OpenAssigned(Assigned(*each)) for each in zip(levels, labels, scores, strict=True)]
-    for start, stop, found in distances(
-        maps, levels, on_progress=lambda done, total: tell(Stage.clustering, done, total)
-    ):
-        for one, values in zip(opened, found, strict=True):
-            nearest = values.min(-1, keepdim=True)
-            one.assigned.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()
-            beyond = (values - nearest.values).clamp_(max=torch.finfo(torch.float16).max)
-            one.assigned.scores.append(beyond.to(torch.float16).cpu().numpy())
-    yield from opened
-
-
-class _OpenAssigned:
-    """An assignment whose spool is closed when the job is over."""
-
-    def __init__(self, assigned: Assigned) -> None:
-        self.assigned = assigned
-
-    def __enter__(self) -> Assigned:
-        return self.assigned
-
-    def __exit__(self, *exception: object) -> None:
-        self.assigned.scores.close()
+    with ExitStack() as stack:
+        assigned = [
+            Assigned(
+                level,
+                np.empty((maps.frame_count, grid.height, grid.width), np.int32),
+                stack.enter_context(
+                    Spool(
+                        work,
+                        row_shape=(grid.tokens, len(level.centroids)),
+                        dtype=np.float16,
+                        name=f"scores-{index}.spool",
+                    )
+                ),
+            )
+            for index, level in enumerate(levels)
+        ]
+        for start, stop, found in distances(
+            maps, levels, on_progress=lambda done, total: tell(Stage.clustering, done, total)
+        ):
+            for one, values in zip(assigned, found, strict=True):
+                nearest = values.min(-1, keepdim=True)
+                one.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()
+                beyond = (values - nearest.values).clamp_(max=torch.finfo(torch.float16).max)
+                one.scores.append(beyond.to(torch.float16).cpu().numpy())
+        yield assigned
 
 
 # --- masks

@@ -145,7 +145,8 @@ class VideoFile:
 
     @property
     def sample_aspect_ratio(self) -> Fraction:
-        return self.stream.sample_aspect_ratio or Fraction(1)
+        ratio = self.stream.sample_aspect_ratio
+        return ratio if ratio is not None and ratio > 0 else Fraction(1)
 
     @property
     def frame_count(self) -> int:

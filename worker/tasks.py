@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from service.contract import Clustering, Stage
+from service.contract import Clustering, Stage, Timing, Work
 from service.errors import InternalError, OutOfMemoryBudget, UvosError
 from service.models import find_model
 from service.settings import Settings
@@ -81,8 +81,8 @@ class Runner:
     def run(self, job_id: str, execution: str) -> None:
         """Do a job and tell the parent how it went; nothing that a job does ends the child."""
         try:
-            segment_video(job_id, execution, self)
-            self.send({"done": execution})
+            timing = segment_video(job_id, execution, self)
+            self.send({"done": execution, "timing": timing.model_dump(mode="json")})
         except Stopped:
             self.send({"stopped": execution})
         except UvosError as error:
@@ -106,8 +106,59 @@ class Runner:
                 raise Stopped
 
 
-def segment_video(job_id: str, execution: str, runner: Runner) -> None:
+class Reporter:
+    """Tells the parent where a job is, and measures how long each stage takes."""
+
+    def __init__(self, execution: str, runner: Runner) -> None:
+        self.execution = execution
+        self.runner = runner
+        self.work: Work | None = None
+        self.seconds: dict[Stage, float] = {}
+        self._stage = Stage.decode
+        self._looked_at = time.monotonic()
+        self._told_at = 0.0
+
+    def begin(self) -> None:
+        """Count from now on: a model that had to be loaded first says nothing about the next job."""
+        self.seconds, self._looked_at = {}, time.monotonic()
+
+    def look(self) -> None:
+        """Count the time since the last look to the stage that ran."""
+        now = time.monotonic()
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._looked_at
+        self._looked_at = now
+
+    def tell(self, stage: Stage, done: int, total: int | None) -> None:
+        """Called by the pipeline; raises `Stopped` where the parent no longer wants the job."""
+        self.runner.check(self.execution)
+        self.look()
+        self._stage = stage
+        if self._looked_at - self._told_at < PROGRESS_EVERY_S and done != total:
+            return
+        self._told_at = self._looked_at
+        share = min(done / total, 1.0) if total else 0.0
+        fraction = BEGINS_AT[stage] + share * (ENDS_AT[stage] - BEGINS_AT[stage])
+        progress = {
+            "execution": self.execution,
+            "stage": stage.value,
+            "frames_done": done,
+            "frames_total": total,
+            "fraction": round(fraction, 4),
+            "work": self.work.model_dump() if self.work else None,
+            "seconds": {stage.value: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            "device": str(self.runner.device),
+        }
+        self.runner.send({"progress": progress})
+
+    def tell_work(self, work: Work) -> None:
+        self.work = work
+
+
+def segment_video(job_id: str, execution: str, runner: Runner) -> Timing:
     """Segment the video of a job; its result lies in the execution's own folder until the parent publishes it.
+
+    Returns:
+        What it took.
 
     Raises:
         UvosError: what the job fails with.
@@ -116,33 +167,32 @@ def segment_video(job_id: str, execution: str, runner: Runner) -> None:
     storage = runner.storage
     record = storage.record(job_id)
     out = storage.work_dir(job_id, execution)
-    told_at = 0.0
-
-    def tell(stage: Stage, done: int, total: int | None) -> None:
-        nonlocal told_at
-        runner.check(execution)
-        now = time.monotonic()
-        if now - told_at < PROGRESS_EVERY_S and done != total:
-            return
-        told_at = now
-        share = done / total if total else 0.0
-        fraction = BEGINS_AT[stage] + min(share, 1.0) * (ENDS_AT[stage] - BEGINS_AT[stage])
-        progress = {"execution": execution, "stage": stage.value, "frames_done": done, "frames_total": total}
-        runner.send({"progress": progress | {"fraction": round(fraction, 4)}})
-
-    tell(Stage.decode, 0, None)
+    reporter = Reporter(execution, runner)
+    reporter.tell(Stage.decode, 0, None)
+    model = runner.model(record.params.model, record.params.clustering)
+    reporter.begin()
     with full_is_an_answer(storage.root):
-        out.mkdir(parents=True)
+        out.mkdir()  # never its parents: a job deleted now must not come back as an empty folder
         segment(
             storage.input_path(job_id),
             record.params,
-            runner.model(record.params.model, record.params.clustering),
+            model,
             out,
             budget=budget_of(runner.settings),
             name=record.video_name,
             job_id=job_id,
-            on_progress=tell,
+            on_progress=reporter.tell,
+            on_work=reporter.tell_work,
         )
+    reporter.look()
+    assert reporter.work is not None
+    return Timing(
+        model=record.params.model,
+        device=str(runner.device),
+        video_bytes=record.video_bytes,
+        work=reporter.work,
+        seconds=reporter.seconds,
+    )
 
 
 def budget_of(settings: Settings) -> Budget:

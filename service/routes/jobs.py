@@ -1,36 +1,35 @@
 """A job: look at it, list one's own, cancel it, remove it."""
 
-import time
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from service.contract import JobPage, JobView, Status
-from service.dependencies import ExistingJob, JobsDep, OwnerDep
+from service.dependencies import ExistingJob, JobsDep, ListenerDep, OwnerDep
 from service.errors import InvalidParameters, JobNotFound, QueueUnavailable
+from service.events import wait_for_end
 from service.problems import problems
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-
-LONG_POLL_STEP_S = 0.2
 
 
 @router.get(
     "/{job_id}", response_model_exclude_none=True, responses=problems(JobNotFound, InvalidParameters, QueueUnavailable)
 )
-def show(
+async def show(
     job: ExistingJob,
     jobs: JobsDep,
+    listener: ListenerDep,
     wait: Annotated[
         float,
         Query(ge=0, le=60, allow_inf_nan=False, description="Answer when the job has ended, or after so many seconds."),
     ] = 0,
 ) -> JobView:
     """Where a job is: status, stage, frames done, position, and links to its result once it has succeeded."""
-    deadline = time.monotonic() + wait
-    while not jobs.storage.has_ended(job.id) and time.monotonic() < deadline:
-        time.sleep(LONG_POLL_STEP_S)
-    return jobs.view(jobs.find(job.id, job.owner))
+    if wait > 0:
+        await wait_for_end(jobs, listener, job.id, wait)
+    return await to_thread.run_sync(lambda: jobs.view(jobs.find(job.id, job.owner)))
 
 
 @router.get("", response_model_exclude_none=True, responses=problems(InvalidParameters, QueueUnavailable))

@@ -1,12 +1,14 @@
 """What a job made: masks, run lengths, overlay, manifest, and the text formats made from the run lengths."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
 
 from service.dependencies import PublishedResult
 from service.errors import InvalidParameters, JobNotFound, ResultNotFound, ResultNotReady
+from service.formats import cvat, youtube_vis
 from service.problems import problems
 
 router = APIRouter(
@@ -19,7 +21,16 @@ TauQuery = Annotated[
     float | None,
     Query(gt=0, le=1000, allow_inf_nan=False, description="Which level; default: the first.", examples=[1.0]),
 ]
+IfNoneMatchHeader = Annotated[str | None, Header(alias="If-None-Match", description="ETag of what the client has.")]
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+
+
+def made(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a format that is made from the run lengths."""
+    return {
+        200: {"description": f"{description}.", "content": {media_type: {}}},
+        304: {"description": "The client has it already."},
+    }
 
 
 @router.get("/manifest.json", response_class=FileResponse)
@@ -59,3 +70,42 @@ def mask(
 def overlay(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     """The video with coloured masks over it (H.264)."""
     return FileResponse(result.file(tau, "overlay.mp4"), media_type="video/mp4", headers=IMMUTABLE)
+
+
+@router.get("/youtube-vis.json", response_class=Response, responses=made("application/json", "YouTube-VIS results"))
+def youtube_vis_json(
+    result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None
+) -> Response:
+    """The objects as YouTube-VIS results: one entry an object, one run length or null a frame."""
+    return _make(
+        result.tag(tau, "youtube-vis"),
+        lambda: youtube_vis.render(result.rle(tau), result.manifest_level(tau)),
+        "application/json",
+        if_none_match,
+    )
+
+
+@router.get("/cvat.xml", response_class=Response, responses=made("application/xml", "CVAT for video 1.1"))
+def cvat_xml(
+    result: PublishedResult,
+    tau: TauQuery = None,
+    tracks: Annotated[
+        cvat.Tracks,
+        Query(description="What a track is: an object, as the format means it; or a mask, all that CVAT imports."),
+    ] = cvat.Tracks.object,
+    if_none_match: IfNoneMatchHeader = None,
+) -> Response:
+    """The objects as CVAT for video 1.1: tracks of masks, run lengths row by row inside their box."""
+    return _make(
+        result.tag(tau, f"cvat-{tracks.value}"),
+        lambda: cvat.render(result.rle(tau), result.manifest, tracks=tracks),
+        "application/xml",
+        if_none_match,
+    )
+
+
+def _make(tag: str, render: Callable[[], str], media_type: str, if_none_match: str | None) -> Response:
+    headers = IMMUTABLE | {"ETag": tag}
+    if if_none_match is not None and tag in (one.strip().removeprefix("W/") for one in if_none_match.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(render(), media_type=media_type, headers=headers)

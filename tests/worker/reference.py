@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+from scipy.special import erf
 
 # --- Evaluation: the measures, a pixel and a pair at a time
 
@@ -181,3 +182,136 @@ def nearest_patch(values, height, width, size):
     rows, columns = size
     at = np.asarray(values).reshape(height, width)
     return np.array([[at[i * height // rows, j * width // columns] for j in range(columns)] for i in range(rows)])
+
+
+# --- The released procedure, from full-size frames to labels: its own numbers (windows as matrix products)
+
+RELEASED_MEAN, RELEASED_STD = np.array([0.43216, 0.394666, 0.37645]), np.array([0.22803, 0.22145, 0.216989])
+
+
+def released_queries_and_keys(frames, checkpoint, size):
+    """norm1 (eps 1e-5), then q and k (8 heads, no bias) of the one spatio-temporal block: (T, N, 8, D / 8) twice."""
+    block = {
+        name[len("temporal_transformer.0.") :]: a for name, a in checkpoint.items() if name.startswith("temporal_")
+    }
+    encoder = {n[len("encoder.") :]: a.astype(np.float64) for n, a in checkpoint.items() if n.startswith("encoder.")}
+    tokens = np.stack([dino_keys(bilinear(frame, size), encoder) for frame in frames])
+    normed = layer_norm(tokens, block["norm1.weight"], block["norm1.bias"], eps=1e-5)
+    count, patches, dim = normed.shape
+    qkv = (normed @ block["attn.qkv.weight"].astype(np.float64).T).reshape(count, patches, 3, 8, dim // 8)
+    return qkv[:, :, 0], qkv[:, :, 1]
+
+
+def bilinear(frame, size):
+    """Each pixel from the two nearest rows and columns of its centre, no antialiasing: (H, W, 3) -> (h, w, 3)."""
+
+    def weights(new, old):
+        matrix = np.zeros((new, old))
+        for i in range(new):
+            at = np.clip((i + 0.5) * old / new - 0.5, 0, old - 1)
+            low = min(int(at), old - 1)
+            matrix[i, low] += 1 - (at - low)
+            matrix[i, min(low + 1, old - 1)] += at - low
+        return matrix
+
+    rows, columns = weights(size[0], frame.shape[0]), weights(size[1], frame.shape[1])
+    return np.einsum("yi,ijc,xj->yxc", rows, frame.astype(np.float64), columns, optimize=True)
+
+
+def bicubic_positions(square, height, width):
+    """DINO's: Keys' kernel with a = -0.75 and factors (h + 0.1) / side, not h / side. (side, side, D) -> (h, w, D)."""
+
+    def kernel(x, a=-0.75):
+        x = abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+    def weights(new, old):
+        matrix = np.zeros((new, old))
+        for i in range(new):
+            at = (i + 0.5) / ((new + 0.1) / old) - 0.5
+            for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+                matrix[i, np.clip(j, 0, old - 1)] += kernel(at - j)
+        return matrix
+
+    return np.einsum("yi,ijd,xj->yxd", weights(height, len(square)), square, weights(width, len(square)), optimize=True)
+
+
+def dino_keys(pixels, vit, patch=8, heads=6):
+    """The keys of the last layer of DINO's ViT for one frame (h, w, 3) in [0, 255], heads concatenated: (N, D)."""
+    pixels = (pixels / 255 - RELEASED_MEAN) / RELEASED_STD
+    height, width = pixels.shape[0] // patch, pixels.shape[1] // patch
+    patches = pixels.reshape(height, patch, width, patch, 3).transpose(0, 2, 4, 1, 3).reshape(height * width, -1)
+    dim = vit["cls_token"].shape[-1]
+    x = patches @ vit["patch_embed.proj.weight"].reshape(dim, -1).T + vit["patch_embed.proj.bias"]
+    positions = vit["pos_embed"][0]
+    side = round(np.sqrt(len(positions) - 1))
+    if (height, width) == (side, side):
+        x = x + positions[1:]
+    else:
+        x = x + bicubic_positions(positions[1:].reshape(side, side, dim), height, width).reshape(-1, dim)
+    x = np.concatenate([vit["cls_token"][0] + positions[:1], x])
+    layer = 0
+    while True:
+        w = {name[len(f"blocks.{layer}.") :]: a for name, a in vit.items() if name.startswith(f"blocks.{layer}.")}
+        normed = layer_norm(x, w["norm1.weight"], w["norm1.bias"], eps=1e-6)
+        qkv = normed @ w["attn.qkv.weight"].T + w["attn.qkv.bias"]
+        q, k, v = qkv.reshape(len(x), 3, heads, dim // heads).transpose(1, 2, 0, 3)  # (heads, 1 + N, d) each
+        layer += 1
+        if f"blocks.{layer}.norm1.weight" not in vit:
+            return k.transpose(1, 0, 2).reshape(len(x), dim)[1:]
+        scores = q @ k.transpose(0, 2, 1) / np.sqrt(dim // heads)
+        attended = (_softmax(scores) @ v).transpose(1, 0, 2).reshape(len(x), dim)
+        x = x + attended @ w["attn.proj.weight"].T + w["attn.proj.bias"]
+        normed = layer_norm(x, w["norm2.weight"], w["norm2.bias"], eps=1e-6)
+        hidden = normed @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"]
+        hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2  # GELU
+        x = x + hidden @ w["mlp.fc2.weight"].T + w["mlp.fc2.bias"]
+
+
+def layer_norm(x, weight, bias, eps):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias
+
+
+def released_attention(queries, keys):
+    """The mean over heads of softmax(q·k/√d): (n, heads, d), (m, heads, d) -> (n, m)."""
+    heads, depth = queries.shape[1:]
+    return np.mean([_softmax(queries[:, h] @ keys[:, h].T / np.sqrt(depth)) for h in range(heads)], axis=0)
+
+
+def released_clusters(rows, tau, tokens_a_frame):
+    """Windows of 3 frames smoothed and merged greedily, then all centres until their number stays; (n,) labels."""
+    rows = rows / rows.sum(1, keepdims=True)
+    centres = []
+    for start in range(0, len(rows), 3 * tokens_a_frame):
+        window = rows[start : start + 3 * tokens_a_frame]
+        near = (_all_symmetric_kl(window, window) <= tau).astype(np.float64)
+        smooth = near @ window
+        centres += _merge_greedily(smooth / smooth.sum(1, keepdims=True), tau)
+    while True:
+        merged = _merge_greedily(np.stack(centres), tau)
+        if len(merged) == len(centres):
+            return _all_symmetric_kl(np.stack(merged), rows).argmin(0)
+        centres = merged
+
+
+def _merge_greedily(rows, tau):
+    distance, free, merged = _all_symmetric_kl(rows, rows), np.ones(len(rows), bool), []
+    for i in range(len(rows)):
+        if free[i]:
+            group = free & (distance[i] <= tau)
+            merged.append(rows[group].mean(0))
+            free &= ~group
+    return merged
+
+
+def _all_symmetric_kl(p, q):
+    log_p, log_q = np.log(p), np.log(q)
+    return (p * log_p).sum(1)[:, None] + (q * log_q).sum(1)[None] - p @ log_q.T - log_p @ q.T
+
+
+def _softmax(scores):
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores / scores.sum(-1, keepdims=True)

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as npst
 from service.contract import Background, Edges, Mode
 from tests.worker import reference
 from worker.clip import PatchGrid
-from worker.masks import Decision, decide, frame_labels
+from worker.masks import Decision, as_drawn, decide, frame_labels
 
 
 def all_clusters(count: int) -> Decision:
@@ -38,7 +38,7 @@ def frames(draw, whole_numbers: bool = False):
 
 
 @given(frames())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_smooth_labels_match_the_definition(frame):
     distances, grid, size = frame
     decision = all_clusters(distances.shape[1])
@@ -52,7 +52,7 @@ def test_smooth_labels_match_the_definition(frame):
 
 
 @given(frames(whole_numbers=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_smooth_labels_match_the_definition_where_many_distances_are_equal(frame):
     distances, grid, size = frame
     labels = frame_labels(distances, grid, size=size, decision=all_clusters(distances.shape[1])).astype(int)
@@ -240,3 +240,44 @@ def test_min_area_needs_the_distances():
 def test_an_assignment_that_does_not_fit_is_refused(assignment):
     with pytest.raises(ValueError, match="expected"):
         decide(assignment, 3)
+
+
+# --- objects as the files show them
+
+
+@given(measured_videos(), st.tuples(st.integers(1, 30), st.integers(1, 30)), st.sampled_from(Edges))
+@settings(deadline=None)
+def test_objects_as_drawn_are_what_the_label_maps_show(video, size, edges):
+    distances, assignment = video
+    grid = PatchGrid(*assignment.shape[1:])
+    decision = decide(assignment, distances.shape[2], background=Background.keep)
+
+    def draw(decision):
+        return np.stack([frame_labels(each, grid, size=size, decision=decision, edges=edges) for each in distances])
+
+    before = draw(decision)
+    labels = len(decision.objects) + 1
+    decision = as_drawn(decision, np.stack([np.bincount(each.ravel(), minlength=labels) for each in before]))
+    after = draw(decision)
+
+    assert len(set(zip(before.ravel().tolist(), after.ravel().tolist(), strict=True))) == len(np.unique(before))
+    assert [each.id for each in decision.objects] == np.unique(after[after > 0]).tolist()
+    keys = []
+    for each in decision.objects:
+        seen = np.flatnonzero((after == each.id).any((1, 2)))
+        assert (each.first_frame, each.last_frame, each.frames) == (seen[0], seen[-1], len(seen))
+        assert each.area == pytest.approx((after[seen] == each.id).mean())
+        keys.append((each.first_frame, -each.area))
+    assert keys == sorted(keys)
+
+
+def test_an_object_without_pixels_is_none():
+    decision = decide(np.array([[[0, 1, 2]]]), 3, background=Background.keep)
+    drawn = as_drawn(decision, np.array([[0, 5, 0, 9]]))
+    assert drawn.object_of.tolist() == [2, 0, 1]
+    assert [each.area for each in drawn.objects] == pytest.approx([9 / 14, 5 / 14])
+
+
+def test_areas_of_other_labels_are_refused():
+    with pytest.raises(ValueError, match="areas"):
+        as_drawn(all_clusters(2), np.ones((1, 2), int))

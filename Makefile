@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo up test lint types check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: .venv/.worker ## start the service, send it the sample clip, write the result into out/, stop
+	@$(BIN)/python examples/demo.py
+
+up: .venv/.worker ## start the service on http://127.0.0.1:8000 and leave it running
+	@$(BIN)/uvos up
+
+test: .venv/.dev ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: .venv/.dev ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: .venv/.dev ## check types
+	@$(BIN)/mypy -p service -p worker
+
+check: lint types test ## all of it
+
+clean: ## remove what was installed and made
+	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uvos needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv .venv
+
+.venv/.worker: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing into .venv: a few minutes the first time (torch is large)"
+	@$(PIP) --editable '.[worker]'
+	@touch $@
+
+.venv/.dev: .venv/.worker
+	@$(PIP) --editable '.[worker,dev]'
+	@touch $@

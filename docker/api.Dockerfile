@@ -1,0 +1,17 @@
+# The HTTP front end: no torch, no av.
+FROM python:3.11-slim-bookworm
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+RUN python3 -m venv /opt/uvos && useradd --system --uid 10001 --home-dir /data uvos && install -d -o uvos /data
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY service service
+COPY worker/__init__.py worker/__init__.py
+RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
+ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data UVOS_HOST=0.0.0.0
+USER uvos
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=4s --start-period=20s --retries=5 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=3)"]
+CMD ["uvos", "serve"]

@@ -1,0 +1,20 @@
+# The process that owns the GPU: torch with CUDA, timm, av; no FastAPI is loaded.
+FROM python:3.11-slim-bookworm
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+RUN python3 -m venv /opt/uvos && useradd --system --uid 10001 --home-dir /data uvos && install -d -o uvos /data
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+# The dependencies in a layer of their own: gigabytes that a change of our code need not install again.
+RUN install -d service worker && touch service/__init__.py worker/__init__.py \
+    && /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[worker]'
+COPY service service
+COPY worker worker
+RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
+ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data HF_HOME=/data/hub
+USER uvos
+WORKDIR /data
+VOLUME /data
+HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=5 CMD ["uvos-worker", "alive"]
+# The grace period of a running job is part of the container's own.
+STOPSIGNAL SIGTERM
+CMD ["uvos-worker", "run"]

@@ -1,0 +1,91 @@
+"""The command lines as a person meets them: help, one-sentence errors, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.videos import make_scene, write_video
+
+
+def run(module: str, *arguments: str, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", f"{module}.cli", *arguments], capture_output=True, text=True, timeout=timeout
+    )
+
+
+def assert_one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    words = " ".join(done.stderr.split())
+    assert "error: " in words
+    return words.partition("error: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("module", "commands"), [("service", ["up", "serve", "segment", "jobs"]), ("worker", ["run", "segment", "models"])]
+)
+def test_help_names_the_commands(module: str, commands: list[str]) -> None:
+    done = run(module, "--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in commands)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tau", "--key-ratio", "--mode", "--model", "--weights", "--resolution", "--clustering"],
+        ["--background", "--edges", "--dtype", "--format", "--tokens", "--out"],
+    ],
+)
+def test_the_worker_segments_with_these_options(options: list[str]) -> None:
+    done = run("worker", "segment", "--help")
+    assert all(option in done.stdout for option in options)
+
+
+def test_a_video_on_the_command_line_becomes_masks(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(frames=4).frames)
+    out = tmp_path / "out"
+    done = run("worker", "segment", str(video), "--out", str(out), "--tau", "0.5", "--tau", "2", "--tokens")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "levels", "tokens.npz"}
+    for level in ("0.5", "2"):
+        assert len(list((out / "levels" / level / "masks").iterdir())) == 4
+        assert (out / "levels" / level / "rle.json").is_file()
+    again = run("worker", "segment", str(video), "--out", str(out))
+    assert "already holds a result" in assert_one_sentence(again)
+
+
+def test_a_wrong_option_is_named(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(frames=2).frames)
+    done = run("worker", "segment", str(video), "--out", str(tmp_path / "out"), "--key-ratio", "1.5")
+    assert "--key-ratio" in assert_one_sentence(done)
+    done = run("worker", "segment", str(video), "--out", str(tmp_path / "out"), "--model", "sam")
+    assert "sam" in assert_one_sentence(done)
+
+
+def test_a_file_that_is_no_video(tmp_path: Path) -> None:
+    text = tmp_path / "letter.mp4"
+    text.write_text("Dear all")
+    assert_one_sentence(run("worker", "segment", str(text), "--out", str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_worker_without_a_queue_says_what_it_needs() -> None:
+    assert "UVOS_REDIS_URL" in assert_one_sentence(run("worker", "run"))
+
+
+def test_a_service_that_is_not_there(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(frames=2).frames)
+    done = run("service", "segment", str(video), "--url", "http://127.0.0.1:9")
+    assert "uvos up" in assert_one_sentence(done)
+
+
+def test_a_job_by_the_clients_command_line(service_url: str, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(frames=4).frames)
+    done = run("service", "segment", str(video), "--url", service_url, "--out", str(tmp_path / "masks"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "masks" / "manifest.json").is_file()
+    listed = run("service", "jobs", "--url", service_url)
+    assert "succeeded" in listed.stdout + listed.stderr
