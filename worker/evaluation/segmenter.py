@@ -53,12 +53,33 @@ class PipelineSegmenter:
 
 def _segmentation(masks: Path, annotated: Sequence[int], assignment: NDArray[np.int32]) -> Segmentation:
     clusters = int(assignment.max()) + 1
-    ids = decide(assignment, clusters, background=Background.keep).object_of
-    main = decide(assignment, clusters, mode=Mode.single).object_of
-    objects = decide(assignment, clusters, background=Background.auto).object_of
+    labels = read_all([masks / f"{frame:05d}.png" for frame in annotated])
+    drawn = drawn_ids(labels, assignment[list(annotated)], clusters)
+    main = decide(assignment, clusters, mode=Mode.single).object_of > 0
+    objects = decide(assignment, clusters, background=Background.auto).object_of > 0
     return Segmentation(
-        labels=read_all([masks / f"{frame:05d}.png" for frame in annotated]),
-        main=frozenset(ids[main > 0].tolist()),
-        objects=frozenset(ids[objects > 0].tolist()),
-        clusters=int((ids > 0).sum()),
+        labels=labels,
+        main=frozenset(drawn[main & (drawn > 0)].tolist()),
+        objects=frozenset(drawn[objects & (drawn > 0)].tolist()),
+        clusters=len(np.unique(assignment)),
     )
+
+
+def drawn_ids(labels: NDArray[np.uint16], assignment: NDArray[np.int32], clusters: int) -> NDArray[np.int64]:
+    """The id under which each cluster was drawn: what most of its patches have at their centres.
+
+    Args:
+        labels: Label maps without background, shape (A, H, W).
+        assignment: The cluster of each patch in the same frames, shape (A, h, w).
+        clusters: C.
+
+    Returns:
+        Shape (C,); 0 for a cluster that has no patch in these frames.
+    """
+    _, height, width = assignment.shape
+    rows = ((np.arange(height) + 0.5) * labels.shape[1] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[2] / width).astype(int)
+    at_centres = labels[:, rows][:, :, columns].astype(np.int64)
+    ids = int(at_centres.max()) + 1
+    votes = np.bincount((assignment * ids + at_centres).ravel(), minlength=clusters * ids).reshape(clusters, ids)
+    return np.asarray(votes.argmax(1), dtype=np.int64)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from worker import cli
 from worker.evaluation import twins
+from worker.evaluation.segmenter import drawn_ids
 
 SIZE = (64, 96)
 FRAMES = 6
@@ -57,9 +58,10 @@ def test_a_data_set_is_segmented_and_scored_in_one_command(command, root, tmp_pa
     assert not file.with_name("result.json.parts").exists()
 
 
-def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command, root, tmp_path):
+@pytest.mark.parametrize("edges", ["patch", "smooth"])
+def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command, root, tmp_path, edges):
     """The evaluation decides on the main object afterwards; `segment --mode single` draws the same."""
-    size = ("--resolution", "64x96", "--edges", "patch", "--tau", "1")
+    size = ("--resolution", "64x96", "--edges", edges, "--tau", "0.2")
     code, _, err = command(
         *("evaluate", "davis16", root, "--split", "dev", "--model", "tiny", *size, "--motion", "off"),
         *("--json", tmp_path / "result.json"),
@@ -74,7 +76,7 @@ def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command,
         assert code == 0, err
         masks = tmp_path / "predictions" / mode / "square"
         masks.parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / mode / "levels" / "1" / "masks").rename(masks)
+        (tmp_path / mode / "levels" / "0.2" / "masks").rename(masks)
         code, _, err = command(
             *("score", masks.parent, root / "Annotations" / "480p", "--metric", "J", "--protocol", "foreground"),
             *("--json", tmp_path / f"{mode}.json"),
@@ -82,6 +84,14 @@ def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command,
         assert code == 0, err
         expected = json.loads((tmp_path / f"{mode}.json").read_text())["mean"]["J"]
         assert json.loads((tmp_path / "result.json").read_text())["mean"][measure] == pytest.approx(expected)
+
+
+def test_a_cluster_is_found_by_its_patches_whatever_its_number_became():
+    assignment = np.array([[[0, 0, 2], [1, 1, 2]]], dtype=np.int32)
+    new_id = np.array([3, 1, 2], dtype=np.uint16)
+    labels = new_id[assignment].repeat(8, axis=1).repeat(8, axis=2)
+    labels[0, 5:11, :3] = 2  # a smooth edge strays
+    np.testing.assert_array_equal(drawn_ids(labels, assignment, 4), [3, 1, 2, 0])
 
 
 @pytest.mark.parametrize(
