@@ -249,7 +249,7 @@ class Backbone(nn.Module):
     def _in_batches(
         self, frames: Tensor, size: tuple[int, int] | None, step: Callable[[Tensor], Result]
     ) -> list[Result]:
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
             raise ValueError(f"expected uint8 frames of shape (B, H, W, 3), got {frames.dtype} {tuple(frames.shape)}")
         size = size or (frames.shape[1], frames.shape[2])
         self.grid(size)
@@ -259,13 +259,14 @@ class Backbone(nn.Module):
             try:
                 with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed):
                     results.append(step(self._pixels(frames[start : start + count], size)))
+                start += count
+                continue
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
-                count = self._most_at_once = count // 2
-                torch.cuda.empty_cache()
-            else:
-                start += count
+            # Only here, outside the handler, is what the failed attempt held let go.
+            torch.cuda.empty_cache()
+            count = self._most_at_once = count // 2
         return results
 
     def _pixels(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
