@@ -186,12 +186,17 @@ def _entry_for(entry: ModelEntry | None, given: Weights | None) -> ModelEntry:
         named = named or PAPER_MODEL
     if named in MODELS:
         return MODELS[named]
+    patch = given.vit["patch_embed.proj.weight"].shape[-1]
     for candidate in MODELS.values():
-        with torch.device("meta"):
-            vit = create_vit(candidate.timm_id, candidate.timm_options)
-        if fits(vit, given.vit):
+        if candidate.patch == patch and fits(_shapes_of(candidate), given.vit):
             return candidate
     raise UnusableWeights("the weights fit no model of the registry; name a model to see what differs")
+
+
+def _shapes_of(entry: ModelEntry) -> torch.nn.Module:
+    """The model without memory for its weights: enough to compare names and shapes."""
+    with torch.device("meta"):
+        return create_vit(entry.timm_id, entry.timm_options)
 
 
 def _described_by(entry: ModelEntry, given: Weights) -> ModelEntry:

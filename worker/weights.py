@@ -121,22 +121,11 @@ def read_weights(path: Path) -> Weights:
         tensors, metadata = _read_safetensors(path)
     else:
         tensors = _tensors(_read_pickle(path), path)
-    kind = metadata.get("format", "")
-    if kind == "uvos-block":
-        return Weights("block", {}, _own_block(tensors, metadata), metadata, sha256)
-    if kind == "uvos-backbone":
-        vit = {name: tensor for name, tensor in tensors.items() if not name.startswith("block.")}
-        own = {name.removeprefix("block."): tensor for name, tensor in tensors.items() if name.startswith("block.")}
-        return Weights("own", vit, _own_block(own, metadata) if own else None, metadata, sha256)
-    released = _without_prefix(tensors, "module.")
-    if any(name.startswith("temporal_transformer.0.") for name in released):
-        vit = {name.removeprefix("encoder."): t for name, t in released.items() if name.startswith("encoder.")}
-        return Weights("released" if vit else "block", vit, _released_block(released), metadata, sha256)
-    vit = _vit(tensors)
-    if "patch_embed.proj.weight" not in vit:
+    kind, vit, block = _recognised(tensors, metadata)
+    if kind != "block" and "patch_embed.proj.weight" not in vit:
         some = ", ".join(list(tensors)[:3]) or "nothing"
         raise UnusableWeights(f"{path} holds no weights of a ViT: no patch_embed.proj.weight, but {some}")
-    return Weights("timm", vit, None, metadata, sha256)
+    return Weights(kind, vit, block, metadata, sha256)
 
 
 def load_into(vit: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -219,10 +208,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            # DINO's full checkpoints keep their command line as a Namespace: a plain bag of attributes.
+        # DINO's full checkpoints keep their command line as a Namespace: a plain bag of attributes.
+        safe = torch.serialization.safe_globals([argparse.Namespace])
+        # Opened here, since by path torch would go by the name's ending.
+        with path.open("rb") as file, warnings.catch_warnings(), safe:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # old files; they load or they fail
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnusableWeights(f"{path} is no file of weights, or one that would have to run code to be read") from error
     except Exception as error:  # bytes that are no pickle make the reader raise nearly anything
@@ -239,6 +230,24 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UnusableWeights(f"{path} holds a {type(content).__name__}, not named tensors")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _recognised(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Kind, dict[str, Tensor], BlockWeights | None]:
+    """What tensors are, by what a file says of itself or by their names."""
+    own_format = metadata.get("format")
+    if own_format == "uvos-block":
+        return "block", {}, _own_block(tensors, metadata)
+    if own_format == "uvos-backbone":
+        vit = {name: tensor for name, tensor in tensors.items() if not name.startswith("block.")}
+        rest = {name.removeprefix("block."): tensor for name, tensor in tensors.items() if name not in vit}
+        return "own", vit, _own_block(rest, metadata) if rest else None
+    released = _without_prefix(tensors, "module.")
+    if any(name.startswith("temporal_transformer.0.") for name in released):
+        vit = {name.removeprefix("encoder."): t for name, t in released.items() if name.startswith("encoder.")}
+        return "released" if vit else "block", vit, _released_block(released)
+    return "timm", _vit(tensors), None
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
