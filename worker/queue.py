@@ -213,12 +213,12 @@ class SegmentWorker(Worker):
             claim = self.storage.claim(job_id, execution)
             log.info("job %s: execution %s begins", job_id, execution)
             outcome = self._within_attempts(job_id) or self._watch(job_id, execution, claim, owner)
+            if not isinstance(outcome, JobEnd) or outcome.execution is None:
+                self.storage.drop_work(job_id, execution)  # first of all: on a full disk it makes room for the record
             if isinstance(outcome, JobEnd):
                 self._publish(job_id, outcome, claim)
             elif outcome is Unfinished.handed_back:
                 self.storage.hand_back(job_id, claim)
-            if not isinstance(outcome, JobEnd):
-                self.storage.drop_work(job_id, execution)
         except JobNotFound:
             log.info("job %s: it ended meanwhile", job_id)
         except OSError as error:  # a full disk, as a rule: the job stays open, and is found again
@@ -231,9 +231,10 @@ class SegmentWorker(Worker):
         try:
             counts = self.storage.finish(job_id, end, claim=claim)
         except OSError as error:
+            if end.execution is None:
+                raise
             log.error("job %s: its result cannot be kept: %s", job_id, error)
-            if end.execution is not None:
-                self.storage.drop_work(job_id, end.execution)  # makes room for the record
+            self.storage.drop_work(job_id, end.execution)  # makes room for the record
             problem = StorageFull("there was no room left to store the result").problem()
             end = end.model_copy(update={"status": Status.failed, "execution": None, "error": problem})
             counts = self.storage.finish(job_id, end, claim=claim)

@@ -1,0 +1,69 @@
+"""Everything at full length, or one scenario by name: `python -m tests.chaos [NAME]`."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tests.chaos import scenarios
+from tests.chaos.fleet import REPOSITORY, Fleet
+
+SMALL_DISK = "110m"
+DISK = "UVOS_TEST_DISK"
+
+DEFAULT_LEASE = {"UVOS_LEASE_S": "6", "UVOS_RECOVERY_INTERVAL_S": "2"}
+FULL: dict[str, tuple[Callable[[Fleet], scenarios.Figures], dict[str, str]]] = {
+    "storm": (partial(scenarios.storm, jobs=500, kill_every_s=10, queue_kills=3, job_s=0.4), {}),
+    "kill_at_each_step": (scenarios.kill_at_each_step, DEFAULT_LEASE),
+    "stalls": (partial(scenarios.stalls, count=20), {}),
+    "queue_down_1": (partial(scenarios.queue_down, seconds=1), {}),
+    "queue_down_8": (partial(scenarios.queue_down, seconds=8), {}),
+    "queue_down_30": (partial(scenarios.queue_down, seconds=30), {}),
+    "flushed": (partial(scenarios.flushed, jobs=50), {}),
+    "poisoned": (scenarios.poisoned, {}),
+    "poison_file": (scenarios.poison_file, {}),
+    "frozen_queue": (scenarios.frozen_queue, {}),
+    "same_key": (scenarios.same_key, {}),
+    "cancelling": (partial(scenarios.cancelling, times=4), DEFAULT_LEASE),
+    "deleting": (scenarios.deleting, {}),
+    "stopping": (scenarios.stopping, {}),
+    "full_disk": (scenarios.full_disk, {}),
+}
+
+
+def main() -> int:
+    chosen = sys.argv[1:] or list(FULL)
+    failed = 0
+    for name in chosen:
+        if name == "full_disk" and DISK not in os.environ:
+            failed += _on_a_small_disk(name)
+            continue
+        scenario, settings = FULL[name]
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="uvos-chaos-", dir=os.environ.get(DISK)) as folder:
+            try:
+                with Fleet(Path(folder), settings=settings) as fleet:
+                    figures = scenario(fleet)
+            except AssertionError as error:
+                failed += 1
+                print(f"FAILED {name}: {error}", flush=True)
+                continue
+        told = ", ".join(f"{key}: {value}" for key, value in figures.items())
+        print(f"ok {name} ({time.monotonic() - start:.0f} s): {told}", flush=True)
+    return 1 if failed else 0
+
+
+def _on_a_small_disk(name: str) -> int:
+    """Run a scenario in a mount namespace of its own, where a small tmpfs can be mounted without root."""
+    with tempfile.TemporaryDirectory(prefix="uvos-disk-") as disk:
+        script = f"mount -t tmpfs -o size={SMALL_DISK} tmpfs {disk} && exec {sys.executable} -m tests.chaos {name}"
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+        return subprocess.run(command, cwd=REPOSITORY, env=os.environ | {DISK: disk}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

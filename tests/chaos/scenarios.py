@@ -1,0 +1,419 @@
+"""What is done to a fleet, and what must hold afterwards: each raises AssertionError, or tells its figures."""
+# ruff: noqa: B023  # what a loop waits for is asked within that turn of the loop
+
+import contextlib
+import os
+import pickle
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+
+from service.contract import QUEUE, TASK, Status
+from tests.chaos.fleet import Fleet
+from tests.chaos.stub_child import SIGNATURE, stub_video
+from tests.chaos.stub_worker import STEPS
+
+Figures = dict[str, float | int | str]
+
+
+def storm(fleet: Fleet, *, jobs: int, kill_every_s: float, queue_kills: int, job_s: float, seed: int = 1) -> Figures:
+    """Post jobs while parents, children, the API and Redis are killed: none is lost, none published twice."""
+    dice = random.Random(seed)
+    accepted: dict[str, str] = {}  # Idempotency-Key -> job
+    first_seen: dict[str, tuple[int, bytes]] = {}  # job -> inode and content of its end
+    kills: Counter[str] = Counter()
+    queue_kills_at = [jobs * (index + 1) // (queue_kills + 1) for index in range(queue_kills)]
+    began, next_kill = time.monotonic(), time.monotonic() + kill_every_s
+    todo = [(uuid4().hex, stub_video(dice.uniform(0, 2 * job_s), seed=dice.random())) for _ in range(jobs)]
+    while len(first_seen) < jobs:
+        if todo and len(accepted) - len(first_seen) < 40:
+            key, video = todo[0]
+            with suppress(httpx.HTTPError):  # killed under the request: sent again, as a client would
+                response = fleet.post(video, idempotency_key=key)
+                assert response.status_code in (202, 503), response.text
+                if response.status_code == 202:
+                    accepted[key] = response.json()["id"]
+                    todo.pop(0)
+        for job_id in set(accepted.values()) - first_seen.keys():
+            path = fleet.data / "jobs" / job_id / "end.json"
+            with suppress(FileNotFoundError):
+                first_seen[job_id] = (path.stat().st_ino, path.read_bytes())
+        if queue_kills_at and len(first_seen) >= queue_kills_at[0]:
+            queue_kills_at.pop(0)
+            fleet.kill_queue()
+            time.sleep(dice.uniform(0, 1))
+            fleet.queue.start()
+            kills["redis"] += 1
+        if time.monotonic() > next_kill:
+            next_kill += kill_every_s
+            kills[_kill_something(fleet, dice)] += 1
+        assert time.monotonic() - began < 120 + jobs * (job_s + 2), f"{jobs - len(first_seen)} jobs do not end"
+        time.sleep(0.01)
+    took = time.monotonic() - began
+    assert len(set(accepted.values())) == jobs
+    ends = Counter(_end_status(fleet, job_id) for job_id in accepted.values())
+    for job_id in accepted.values():
+        path = fleet.data / "jobs" / job_id / "end.json"
+        assert (path.stat().st_ino, path.read_bytes()) == first_seen[job_id], "an end changed"
+        if _end_status(fleet, job_id) == "succeeded":
+            fleet.wait_for(lambda: _is_whole(fleet, job_id), f"job {job_id} to be tidy")
+            fleet.assert_whole(job_id)
+    twice = [job_id for job_id, count in fleet.published().items() if count > 1]
+    assert not twice
+    again = sum(len(fleet.executions(job_id)) > 1 for job_id in accepted.values())
+    return {
+        "jobs": jobs,
+        **{f"SIGKILL of {name}": count for name, count in sorted(kills.items())},
+        "lost": jobs - sum(ends.values()),
+        "published twice": len(twice),
+        **ends,
+        "run more than once": again,
+        "seconds": round(took),
+    }
+
+
+def _is_whole(fleet: Fleet, job_id: str) -> bool:
+    with suppress(AssertionError, OSError):
+        fleet.assert_whole(job_id)
+        return True
+    return False
+
+
+def _end_status(fleet: Fleet, job_id: str) -> str:
+    end = fleet.end(job_id)
+    assert end is not None
+    return end.status.value
+
+
+def _kill_something(fleet: Fleet, dice: random.Random) -> str:
+    what = dice.choice(["parent", "child", "both", "both", "parent", "API"])
+    if what == "API":
+        assert fleet.api is not None
+        fleet.api.kill()
+        fleet.api.wait()
+        fleet.start_api()
+        return what
+    worker = dice.choice(fleet.workers)
+    child = fleet.child_of(worker) if worker.poll() is None else None
+    if what in ("child", "both") and child is not None:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    if what in ("parent", "both"):
+        worker.kill()
+        worker.wait()
+        fleet.keep_workers()
+    return what
+
+
+def kill_at_each_step(fleet: Fleet) -> Figures:
+    """A worker killed at any step of a job: it ends once, and another worker begins it again soon enough."""
+    slowest = 0.0
+    for step in STEPS:
+        fleet.order(step, "KILL")
+        job_id = fleet.submit(stub_video(0.3))
+        fleet.wait_for(lambda: any(worker.poll() is not None for worker in fleet.workers), f"a death at {step}")
+        died_at = time.monotonic()
+        before = len(fleet.executions(job_id)) if step not in ("popped", "held") else 0
+        if step not in ("decided", "released"):
+            fleet.wait_for(lambda: _begun(fleet, job_id) > before, f"another execution after {step}")
+            slowest = max(slowest, time.monotonic() - died_at)
+        end = fleet.wait_for_end(job_id)
+        assert end.status == Status.succeeded, end
+        fleet.wait_for(lambda: _is_whole(fleet, job_id), f"job {job_id} to be tidy")
+        fleet.keep_workers()
+        fleet.wait_for(lambda: not fleet.storage.open_jobs(), "no open jobs")
+    assert not [job_id for job_id, count in fleet.published().items() if count > 1]
+    return {"steps": len(STEPS), "lost": 0, "published twice": 0, "slowest restart, s": round(slowest, 1)}
+
+
+def _begun(fleet: Fleet, job_id: str) -> int:
+    with suppress(FileNotFoundError):
+        return len(fleet.executions(job_id))
+    return 0
+
+
+def stalls(fleet: Fleet, *, count: int) -> Figures:
+    """A worker that sleeps past its lease and wakes publishes nothing."""
+    steps = ("running", "publishing", "claimed")
+    stale = 0
+    for index in range(count):
+        fleet.order(steps[index % len(steps)], "STOP")
+        job_id = fleet.submit(stub_video(0.3))
+        fleet.wait_for(lambda: any(_is_stopped(worker.pid) for worker in fleet.workers), "a worker that sleeps")
+        fleet.wait_for(lambda: len(fleet.executions(job_id)) == 2, "another execution")
+        sleepers = [worker for worker in fleet.workers if _is_stopped(worker.pid)]
+        if index % 2:  # wakes while the other still works, or after it has ended
+            fleet.wait_for_end(job_id)
+        for worker in sleepers:
+            worker.send_signal(signal.SIGCONT)
+        end = fleet.wait_for_end(job_id)
+        stale += end.execution != fleet.executions(job_id)[1]
+        fleet.wait_for(lambda: _is_whole(fleet, job_id), f"job {job_id} to be tidy")
+        fleet.wait_for(lambda: _idle(fleet) == len(fleet.workers), "workers at rest")
+    assert stale == 0
+    return {"stalls": count, "stale results": stale}
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+def _idle(fleet: Fleet) -> int:
+    return sum("busy_with" not in one or one["busy_with"] is None for one in fleet.warm_workers())
+
+
+def queue_down(fleet: Fleet, *, seconds: float) -> Figures:
+    """Redis is killed while workers are idle, in the middle of a job, at its end: nothing lost, the same workers."""
+    pids = [worker.pid for worker in fleet.workers]
+    waited = []
+    for moment in ("idle", "mid-job", "at the end"):
+        job_id = ""
+        if moment == "mid-job":
+            job_id = fleet.submit(stub_video(seconds + 1))
+            fleet.wait_for_status(job_id, "running")
+        if moment == "at the end":
+            job_id = fleet.submit(stub_video(0.5))
+            fleet.wait_for_status(job_id, "running")
+        fleet.kill_queue()
+        time.sleep(seconds)
+        fleet.queue.start()
+        back_at = time.monotonic()
+        if moment == "idle":
+            fleet.wait_for(lambda: fleet.post().status_code == 202, "the API to accept")
+            fleet.wait_for(lambda: not fleet.storage.open_jobs(), "the job to end")
+        else:
+            assert fleet.wait_for_end(job_id).status == Status.succeeded
+        waited.append(time.monotonic() - back_at)
+    assert [worker.pid for worker in fleet.workers] == pids
+    assert all(worker.poll() is None for worker in fleet.workers)
+    return {"down, s": seconds, "times": 3, "lost": 0, "workers that died": 0, "slowest end, s": round(max(waited), 1)}
+
+
+def flushed(fleet: Fleet, *, jobs: int) -> Figures:
+    """FLUSHALL: every job comes back from storage, in its order."""
+    ids = [fleet.submit(stub_video(0.2)) for _ in range(jobs)]
+    fleet.redis.flushall()
+    flushed_at = time.monotonic()
+    for job_id in ids:
+        assert fleet.wait_for_end(job_id).status == Status.succeeded
+    assert not [job_id for job_id, count in fleet.published().items() if count > 1]
+    return {"jobs": jobs, "lost": 0, "published twice": 0, "seconds": round(time.monotonic() - flushed_at, 1)}
+
+
+def poisoned(fleet: Fleet) -> Figures:
+    """Whoever can write to Redis runs nothing: messages that this service never writes are dropped."""
+    proof = fleet.folder / "poisoned"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {proof}",)
+
+    call = f'["os.system", null, ["touch {proof}"], {{}}]'.encode()
+    good = f'["{TASK}", null, [], {{"job_id": "../../../etc"}}]'.encode()
+    bodies = [pickle.dumps(Bomb()), call, good, b"\x80\x05garbage", b"[]", b"{}", f'["{TASK}", 1, 2, 3]'.encode()]
+    for index, data in enumerate(bodies):
+        name = f"poison{index}"
+        fleet.redis.hset(f"rq:job:{name}", mapping={"data": data, "status": "queued", "origin": QUEUE})
+        fleet.redis.rpush(f"rq:queue:{QUEUE}", name)
+    fleet.redis.hset("rq:job:poisonmeta", mapping={"data": call, "meta": pickle.dumps(Bomb()), "timeout": "soon"})
+    fleet.redis.rpush(f"rq:queue:{QUEUE}", "poisonmeta", "../../etc/passwd", b"\xff\xfe")
+    fleet.redis.set("uvos:worker:evil", b"\xff")
+    for worker in fleet.redis.smembers("rq:workers"):
+        name = worker.decode().rsplit(":", 1)[1]
+        fleet.redis.publish(f"rq:pubsub:{name}", '{"command": "shutdown"}')
+    pids = [worker.pid for worker in fleet.workers]
+    job_id = fleet.submit()
+    assert fleet.wait_for_end(job_id).status == Status.succeeded
+    assert not proof.exists()
+    assert [worker.pid for worker in fleet.workers if worker.poll() is None] == pids
+    assert fleet.http.get("/readyz").status_code == 200
+    fleet.redis.set(f"uvos:progress:{job_id}", b"\xff")
+    return {"messages": len(bodies) + 3, "run": 0, "workers that died": 0}
+
+
+def poison_file(fleet: Fleet) -> Figures:
+    """A file that kills the child fails after its attempts; its neighbours succeed."""
+    neighbours = [fleet.submit() for _ in range(3)]
+    poison = fleet.submit(stub_video(die=True))
+    neighbours += [fleet.submit() for _ in range(3)]
+    end = fleet.wait_for_end(poison)
+    assert end.status == Status.failed
+    assert end.error is not None
+    assert end.error.type == "/problems/too-many-attempts"
+    assert len(fleet.executions(poison)) == 3
+    for job_id in neighbours:
+        assert fleet.wait_for_end(job_id).status == Status.succeeded
+        assert len(fleet.executions(job_id)) == 1
+    return {"attempts": 3, "neighbours untouched": len(neighbours)}
+
+
+def frozen_queue(fleet: Fleet, *, requests: int = 5) -> Figures:
+    """A Redis that is there and says nothing: the API answers 503 within three seconds."""
+    job_id = fleet.submit(stub_video(0.0))
+    fleet.wait_for_end(job_id)
+    os.kill(fleet.queue.pid, signal.SIGSTOP)
+    slowest = 0.0
+    try:
+        for _ in range(requests):
+            start = time.monotonic()
+            response = fleet.post()
+            slowest = max(slowest, time.monotonic() - start)
+            assert response.status_code == 503, response.text
+            assert int(response.headers["retry-after"]) > 0
+        assert fleet.http.get(f"/jobs/{job_id}").json()["status"] == "succeeded"  # needs no queue
+    finally:
+        os.kill(fleet.queue.pid, signal.SIGCONT)
+    fleet.wait_for(lambda: fleet.post().status_code == 202, "the API to accept again")
+    fleet.wait_for(lambda: not fleet.storage.open_jobs(), "all jobs to end")
+    assert slowest <= 3
+    return {"requests": requests, "slowest 503, s": round(slowest, 2)}
+
+
+def cancelling(fleet: Fleet, *, times: int) -> Figures:
+    """Cancel a job that waits, one that runs, and one that hears nothing; an end never changes."""
+    waiting_s, running_s = [], []
+    for index in range(times):
+        video = stub_video(30) if index % 2 else stub_video(deaf=True)
+        busy = [fleet.submit(video) for _ in fleet.workers]
+        for job_id in busy:
+            fleet.wait_for(lambda: _begun(fleet, job_id) == 1, "its beginning")
+        queued = fleet.submit(stub_video(30))
+        start = time.monotonic()
+        assert fleet.http.post(f"/jobs/{queued}/cancel").json()["status"] == "canceled"
+        waiting_s.append(time.monotonic() - start)
+        assert fleet.redis.lpos(f"rq:queue:{QUEUE}", queued) is None
+        start = time.monotonic()
+        for job_id in busy:
+            assert fleet.http.post(f"/jobs/{job_id}/cancel").json()["status"] == "canceled"
+        fleet.wait_for(lambda: not fleet.redis.keys("uvos:lease:*"), "workers to let go")
+        running_s.append(time.monotonic() - start)
+        assert all(_end_status(fleet, job_id) == "canceled" for job_id in (*busy, queued))
+        assert fleet.http.post(f"/jobs/{queued}/cancel").json()["status"] == "canceled"
+    return {"times": times, "queued, s": round(max(waiting_s), 3), "running, s": round(max(running_s), 2)}
+
+
+def deleting(fleet: Fleet) -> Figures:
+    """DELETE removes a running job with everything it has; nothing of it comes back."""
+    job_id = fleet.submit(stub_video(5))
+    fleet.wait_for(lambda: _begun(fleet, job_id) == 1, "its beginning")
+    assert fleet.http.delete(f"/jobs/{job_id}").status_code == 204
+    fleet.wait_for(lambda: not fleet.redis.keys("uvos:lease:*"), "workers to let go")
+    assert fleet.http.get(f"/jobs/{job_id}").status_code == 404
+    assert job_id not in os.listdir(fleet.data / "jobs") + os.listdir(fleet.data / "open")
+    assert not os.listdir(fleet.data / "uploads")
+    return {"left": 0}
+
+
+def stopping(fleet: Fleet) -> Figures:
+    """SIGTERM: a job that can still end does; one that cannot is handed back at the front, with no attempt spent."""
+    worker = fleet.workers[0]
+    others = fleet.workers[1:]
+    for other in others:
+        other.terminate()
+        other.wait(30)
+    fleet.workers = [worker]
+    short = fleet.submit(stub_video(0.3))
+    fleet.wait_for(lambda: _begun(fleet, short) == 1, "its beginning")
+    start = time.monotonic()
+    worker.terminate()
+    assert worker.wait(30) == 0
+    assert fleet.wait_for_end(short).status == Status.succeeded
+    long, second = "", ""
+    fleet.workers = []
+    fleet.wanted = 1
+    fleet.keep_workers()
+    fleet.wait_for(lambda: len(fleet.warm_workers()) >= 1, "a warm worker")
+    long, second = fleet.submit(stub_video(2)), fleet.submit()
+    fleet.wait_for(lambda: _begun(fleet, long) == 1, "its beginning")
+    start = time.monotonic()
+    fleet.workers[0].terminate()
+    assert fleet.workers[0].wait(30) == 0
+    took = time.monotonic() - start
+    assert fleet.redis.lrange(f"rq:queue:{QUEUE}", 0, -1) == [long.encode(), second.encode()]
+    assert not (fleet.data / "jobs" / long / "deaths").exists()
+    fleet.keep_workers()
+    for job_id in (long, second):
+        assert fleet.wait_for_end(job_id).status == Status.succeeded
+    return {"stopped within, s": round(took, 1), "attempts spent": 0}
+
+
+def same_key(fleet: Fleet, *, posts: int = 50) -> Figures:
+    """Many POSTs with one Idempotency-Key at once make one job, also while it runs and after it has ended."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    video, key = stub_video(0.5, seed=uuid4().hex), uuid4().hex
+    with ThreadPoolExecutor(posts) as pool:
+        answers = list(pool.map(lambda _: fleet.post(video, idempotency_key=key), range(posts)))
+    assert {answer.status_code for answer in answers} == {202}
+    ids = {answer.json()["id"] for answer in answers}
+    assert len(ids) == 1
+    job_id = ids.pop()
+    fleet.wait_for_end(job_id)
+    assert fleet.post(video, idempotency_key=key).json()["id"] == job_id
+    assert fleet.post(stub_video(0.7), idempotency_key=key).status_code == 422
+    assert len(fleet.executions(job_id)) == 1
+    return {"posts": posts, "jobs": 1}
+
+
+def full_disk(fleet: Fleet) -> Figures:
+    """No room for the upload, for what the work writes, for the result: 507 or failed, and nothing partial is left.
+
+    The fleet's folder lies on a small disk of its own.
+    """
+    ballast = fleet.data / "ballast"
+
+    def fill(leave: int) -> None:
+        free = os.statvfs(fleet.data).f_bavail * os.statvfs(fleet.data).f_frsize
+        with ballast.open("wb") as file, suppress(OSError):
+            for _ in range(max(0, free - leave) >> 16):
+                file.write(bytes(1 << 16))
+                file.flush()
+
+    def uploads() -> list[str]:
+        return os.listdir(fleet.data / "uploads") + os.listdir(fleet.data / "jobs")
+
+    known = set(uploads())
+    fill(leave=1 << 20)
+    response = fleet.post()
+    assert response.status_code == 507, response.text
+    assert set(uploads()) == known
+    ballast.unlink()
+
+    def endless() -> bytes:  # its length is not announced
+        yield b'--x\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n' + SIGNATURE
+        for _ in range(1 << 12):
+            yield bytes(1 << 16)
+        yield b"\r\n--x--\r\n"
+
+    with contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError):  # the answer may overtake the body
+        response = fleet.http.post(
+            "/segment", content=endless(), headers={"content-type": "multipart/form-data; boundary=x"}
+        )
+        assert response.status_code == 507, response.text
+    fleet.wait_for(lambda: set(uploads()) == known, "the broken upload to be gone")
+    work = fleet.submit(stub_video(eat=True))
+    end = fleet.wait_for_end(work)
+    assert end.error is not None
+    assert end.error.type == "/problems/storage-full"
+    fleet.wait_for(lambda: os.listdir(fleet.data / "jobs" / work / "work") == [], "its files to be gone")
+    fleet.order("publishing", "STOP")
+    result = fleet.submit(stub_video(0.1))
+    fleet.wait_for(lambda: any(_is_stopped(worker.pid) for worker in fleet.workers), "the end of the work")
+    fill(leave=0)
+    for worker in fleet.workers:
+        worker.send_signal(signal.SIGCONT)
+    time.sleep(2)
+    ballast.unlink()
+    status = fleet.wait_for_end(result).status
+    assert status in (Status.failed, Status.succeeded)
+    assert fleet.ends(result) == 1
+    after = fleet.submit()
+    assert fleet.wait_for_end(after).status == Status.succeeded
+    fleet.assert_whole(after)
+    return {"upload": 507, "upload without length": 507, "work": "failed", "result": status.value, "afterwards": "well"}

@@ -1,0 +1,77 @@
+"""A worker with a stub for a child, which a file can order to die or to sleep at a named step of a job."""
+
+import logging
+import os
+import signal
+import sys
+
+from rq import Queue
+from rq.job import Job
+
+from service.contract import JobEnd
+from service.settings import Settings
+from service.storage import Storage
+from worker import queue
+from worker.child import Child
+from worker.queue import SegmentWorker
+
+STEPS = ("popped", "held", "claimed", "running", "publishing", "decided", "released")
+
+
+class OrderlyStorage(Storage):
+    """Storage that obeys an order between deciding how a job ended and clearing up after it."""
+
+    def _settle(self, job_id: str, number: int) -> None:
+        obey(self, "decided")
+        super()._settle(job_id, number)
+
+
+class OrderlyWorker(SegmentWorker):
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        obey(self.storage, "popped")
+        super().execute_job(job, queue)
+        obey(self.storage, "released")
+
+    def _within_attempts(self, job_id: str) -> JobEnd | None:
+        obey(self.storage, "claimed")
+        return super()._within_attempts(job_id)
+
+    def _tell(self, *arguments: object) -> None:
+        obey(self.storage, "running")
+        super()._tell(*arguments)  # type: ignore[arg-type]
+
+    def _publish(self, job_id: str, end: JobEnd, claim: int) -> None:
+        obey(self.storage, "publishing")
+        super()._publish(job_id, end, claim)
+
+
+def obey(storage: Storage, step: str) -> None:
+    """Carry out the order for this step, if there is one: KILL or STOP, once."""
+    order = storage.root / f"order-{step}"
+    try:
+        name = order.read_text()
+        order.unlink()
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(message)s", stream=sys.stderr)
+    settings = Settings()
+    queue.BEGIN_WITHIN_S = 10.0  # the stub begins at once
+    storage = OrderlyStorage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
+    worker = OrderlyWorker(settings, storage, Child(settings, "tests.chaos.stub_child"))
+    take_lease = worker.broker.take_lease
+
+    def take_lease_then_obey(*arguments: object, **named: object) -> bool:
+        taken = take_lease(*arguments, **named)  # type: ignore[arg-type]
+        obey(storage, "held")
+        return taken
+
+    worker.broker.take_lease = take_lease_then_obey  # type: ignore[method-assign]
+    worker.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The short form of `make chaos`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import scenarios
+from tests.chaos.fleet import REPOSITORY, Fleet
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
+        yield fleet
+
+
+def test_no_job_is_lost_or_published_twice_whatever_is_killed(fleet: Fleet) -> None:
+    scenarios.storm(fleet, jobs=30, kill_every_s=1.5, queue_kills=1, job_s=0.2)
+
+
+def test_a_job_ends_once_wherever_its_worker_is_killed(fleet: Fleet) -> None:
+    scenarios.kill_at_each_step(fleet)
+
+
+def test_a_worker_that_sleeps_past_its_lease_publishes_nothing(fleet: Fleet) -> None:
+    scenarios.stalls(fleet, count=3)
+
+
+def test_redis_may_be_gone_for_a_second(fleet: Fleet) -> None:
+    scenarios.queue_down(fleet, seconds=1)
+
+
+def test_what_redis_forgets_comes_back_from_storage(fleet: Fleet) -> None:
+    scenarios.flushed(fleet, jobs=5)
+
+
+def test_a_poisoned_redis_runs_nothing(fleet: Fleet) -> None:
+    scenarios.poisoned(fleet)
+
+
+def test_a_file_that_kills_its_worker_fails_alone(fleet: Fleet) -> None:
+    scenarios.poison_file(fleet)
+
+
+def test_a_frozen_redis_is_told_within_three_seconds(fleet: Fleet) -> None:
+    scenarios.frozen_queue(fleet)
+
+
+def test_fifty_posts_with_one_key_are_one_job(fleet: Fleet) -> None:
+    scenarios.same_key(fleet)
+
+
+def test_jobs_are_cancelled_in_time(fleet: Fleet) -> None:
+    scenarios.cancelling(fleet, times=2)
+
+
+def test_a_deleted_job_leaves_nothing(fleet: Fleet) -> None:
+    scenarios.deleting(fleet)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_partial() -> None:
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    program = [sys.executable, "-m", "tests.chaos", "full_disk"]
+    done = subprocess.run(program, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_worker_told_to_stop_hands_its_job_back(tmp_path: Path) -> None:
+    with Fleet(tmp_path) as fleet:
+        scenarios.stopping(fleet)
