@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench-service clean
+.PHONY: help demo up test lint types check bench-service chaos clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,9 @@ check: lint types test ## all of it
 
 bench-service: .venv/.worker ## how quick the service feels: first answer, a look at a job, the sample clip
 	@$(BIN)/python -m benchmarks.service
+
+chaos: .venv/.dev ## kill and starve the service, count what is lost (10 minutes)
+	@$(BIN)/python -m tests.chaos
 
 clean: ## remove what was installed and made
 	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
