@@ -12,6 +12,4 @@ USER uvos
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=4s --start-period=20s --retries=5 \
-    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=3)"]
 CMD ["uvos", "serve"]

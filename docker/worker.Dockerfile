@@ -14,7 +14,4 @@ ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data HF_HOME=/data/hub
 USER uvos
 WORKDIR /data
 VOLUME /data
-HEALTHCHECK --interval=5s --timeout=4s --start-period=60s --retries=5 CMD ["uvos-worker", "alive"]
-# The grace period of a running job is part of the container's own.
-STOPSIGNAL SIGTERM
 CMD ["uvos-worker", "run"]
