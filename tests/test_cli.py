@@ -24,7 +24,8 @@ def assert_one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 @pytest.mark.parametrize(
-    ("module", "commands"), [("service", ["up", "serve", "segment", "jobs"]), ("worker", ["run", "segment", "models"])]
+    ("module", "commands"),
+    [("service", ["up", "serve", "segment", "jobs"]), ("worker", ["run", "segment", "models", "export-block"])],
 )
 def test_help_names_the_commands(module: str, commands: list[str]) -> None:
     done = run(module, "--help")

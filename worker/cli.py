@@ -182,6 +182,20 @@ def models() -> None:
     Console().print(table)
 
 
+@app.command()
+def export_block(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint with a spatio-temporal block.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write, such as block.safetensors.")],
+) -> None:
+    """Write a checkpoint's trained block as a small file, to be given as --weights beside --model."""
+    from worker.weights import export_block
+
+    export_block(checkpoint, out)
+    console.print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False)
+
+
 def _params(values: dict[str, object]) -> SegmentParams:
     try:
         return SegmentParams.model_validate(values)

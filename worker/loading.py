@@ -168,7 +168,8 @@ def choose_dtype(dtype: Dtype, *, device: torch.device, exact: bool) -> torch.dt
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     # A CPU without tiles for it multiplies bfloat16 no faster, and some far slower.
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16", False) else torch.float32
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if capabilities.get("amx_bf16", False) else torch.float32
 
 
 def _entry_for(entry: ModelEntry | None, given: Weights | None) -> ModelEntry:
