@@ -22,20 +22,17 @@ from numpy.typing import NDArray
 from service.errors import (
     InvalidParameters,
     NoFrames,
-    OutOfMemoryBudget,
     TooSmall,
     UnreadableVideo,
 )
 from worker.clip import Clip, model_size
 from worker.decoder import Order
-from worker.decoder_process import DecoderProcess, Killed, Progress, SaidAtTheEnd, SaidOfVideo
+from worker.decoder_process import DecoderLost, DecoderProcess, Progress, SaidAtTheEnd, SaidOfVideo
 from worker.sources import PICTURE_HEADER
 
 logger = logging.getLogger(__name__)
 
 MAX_THREADS = 8  # of a decoder; each holds frames of its own
-ATTEMPTS = 2  # at a decoder that something else kills
-KILLED = "the system ended the decoder, perhaps for want of memory"
 HASH_BLOCK = 2**20
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 PICTURE_RATE = 24.0  # frames a second of a folder of pictures, which has no times: DAVIS's
@@ -56,6 +53,8 @@ class DecodeLimits:
     """Spent waiting for the decoder."""
     memory_bytes: int = 2 * 2**30
     """The decoder's address space."""
+    stall_s: float = 10.0
+    """How long the decoder may say nothing and not compute either, before it is started once more."""
 
 
 @dataclass(frozen=True)
@@ -188,16 +187,34 @@ def stream_frames(
             source, _ = stack.enter_context(_packed(path, work))
         else:
             source = _Input(stack.enter_context(path.open("rb")))
-        order = _order(source, None, _Selection(start, end, fps), limits)
-        decoder = stack.enter_context(DecoderProcess(order, timeout_s=limits.timeout_s))
-        try:
-            size = decoder.answer(lambda shown: size or shown)
-            while decoder.next_frame() is not None:
-                frame = np.empty((*size, 3), np.uint8)
-                decoder.read_into(frame.data.cast("B"))
-                yield frame
-        except Killed:  # half of the frames are handed out: no second attempt
-            raise OutOfMemoryBudget(KILLED) from None
+        selection, given = _Selection(start, end, fps), 0
+        for threads in _attempts():
+            try:
+                for i, frame in enumerate(_frames(source, selection, size, limits, threads)):
+                    if i == given:  # the second time, those that were given the first time are passed over
+                        yield frame
+                        given += 1
+                return
+            except DecoderLost as lost:
+                error = lost.error
+        raise error
+
+
+def _frames(
+    source: "_Input", selection: "_Selection", size: tuple[int, int] | None, limits: DecodeLimits, threads: int
+) -> Iterator[NDArray[np.uint8]]:
+    order = _order(source, None, selection, limits, threads)
+    with DecoderProcess(order, timeout_s=limits.timeout_s, stall_s=limits.stall_s) as decoder:
+        size = decoder.answer(lambda shown: size or shown)
+        while decoder.next_frame() is not None:
+            frame = np.empty((*size, 3), np.uint8)
+            decoder.read_into(frame.data.cast("B"))
+            yield frame
+
+
+def _attempts() -> tuple[int, int]:
+    """With how many threads to decode, and once more where the decoder is lost."""
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS), 1
 
 
 @dataclass(frozen=True)
@@ -237,8 +254,7 @@ class _Input:
     """None: a video."""
 
 
-def _order(source: _Input, spool: IO[bytes] | None, selection: _Selection, limits: DecodeLimits) -> Order:
-    threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+def _order(source: _Input, spool: IO[bytes] | None, selection: _Selection, limits: DecodeLimits, threads: int) -> Order:
     return Order(
         parent=os.getpid(),
         input=source.file.fileno(),
@@ -267,10 +283,12 @@ def _decode(
     on_progress: Progress | None,
     digest: Callable[[], str],
 ) -> Decoded:
-    for _ in range(ATTEMPTS):
-        with contextlib.suppress(Killed):
-            return _decode_once(source, selection, target, work, limits, on_progress, digest)
-    raise OutOfMemoryBudget(KILLED)
+    for threads in _attempts():
+        try:
+            return _decode_once(source, selection, target, work, limits, on_progress, digest, threads)
+        except DecoderLost as lost:
+            error = lost.error
+    raise error
 
 
 def _decode_once(
@@ -281,10 +299,13 @@ def _decode_once(
     limits: DecodeLimits,
     on_progress: Progress | None,
     digest: Callable[[], str],
+    threads: int,
 ) -> Decoded:
     with tempfile.TemporaryFile(dir=work, prefix="frames-") as spool:
-        order = _order(source, spool, selection, limits)
-        with DecoderProcess(order, timeout_s=limits.timeout_s, on_progress=on_progress) as decoder:
+        order = _order(source, spool, selection, limits, threads)
+        with DecoderProcess(
+            order, timeout_s=limits.timeout_s, stall_s=limits.stall_s, on_progress=on_progress
+        ) as decoder:
             size = decoder.answer(target.of)
             times = []
             while (seconds := decoder.next_frame()) is not None:
@@ -319,6 +340,8 @@ def _warnings(video: SaidOfVideo, done: SaidAtTheEnd, target: _Target, size: tup
         yield "the video is stored mirrored; it was brought upright as its header says"
     if done.damaged:
         yield f"damaged in the file and repaired by guesswork: {done.damaged} frames"
+    if done.lost:
+        yield f"damaged in the file so that they could not be decoded, and left out: {done.lost} frames"
     if done.guessed:
         yield f"without a time of their own, or not in order, so that their times are assumed: {done.guessed} frames"
     if done.no_end_mark:

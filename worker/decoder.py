@@ -217,6 +217,7 @@ def decode(source: VideoFile | Pictures, order: Order) -> None:
             "guessed": selection.guessed,
             "resized": resized,
             "damaged": source.damaged,
+            "lost": 0 if selection.ended else source.lost_frames(),
             "no_end_mark": not selection.ended and source.has_no_end_mark(),
         }
     )

@@ -63,8 +63,16 @@ Progress = Callable[[int, int | None], None]
 """Called with frames done and, where known, frames expected; may raise to stop the decoding."""
 
 
-class Killed(Exception):
-    """The decoder was ended from outside, which its file need not be the cause of."""
+class DecoderLost(Exception):
+    """The decoder was killed, or makes no progress any more: the first time, its file need not be the cause of it.
+
+    libav's threads can wait for each other for ever over a damaged frame (seen with HEVC); with one thread they do not.
+    """
+
+    def __init__(self, error: UvosError) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        """What to say when it happens again."""
 
 
 class Said(BaseModel):
@@ -90,6 +98,7 @@ class SaidAtTheEnd(Said):
     guessed: Count
     resized: Count
     damaged: Count
+    lost: Count
     no_end_mark: bool
 
 
@@ -112,15 +121,16 @@ class Message(Said):
 class DecoderProcess:
     """The decoder's process, from its start to its certain end (a context manager)."""
 
-    def __init__(self, order: Order, *, timeout_s: float, on_progress: Progress | None = None) -> None:
+    def __init__(self, order: Order, *, timeout_s: float, stall_s: float, on_progress: Progress | None = None) -> None:
         """Start it.
 
         Args:
             order: What to do, with files of ours that it inherits.
             timeout_s: How long all waiting for it may take together.
+            stall_s: How long it may say nothing and not compute either.
             on_progress: Told every `TICK_S` while waiting, and at the end.
         """
-        self.order, self.timeout_s, self.on_progress = order, timeout_s, on_progress
+        self.order, self.timeout_s, self.stall_s, self.on_progress = order, timeout_s, stall_s, on_progress
         self.frames = 0
         self.sandbox: tuple[str, ...] = ()
         """What it says it was confined by."""
@@ -229,16 +239,30 @@ class DecoderProcess:
         """Until the decoder has said something, for as long as it may take; tells progress meanwhile."""
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
+        began = idle_since = time.monotonic()
+        computed = -1
         while True:
             self._tell()
-            began = time.monotonic()
-            ready = poll.poll(1000 * min(TICK_S, max(self._left_s, 0.001)))
-            self._left_s -= time.monotonic() - began
-            if ready:
+            left_s = self._left_s - (time.monotonic() - began)
+            if poll.poll(1000 * min(TICK_S, max(left_s, 0.001))):
+                self._left_s -= time.monotonic() - began
                 return
-            if self._left_s <= 0:
+            if left_s <= 0:
                 limit = self.timeout_s
                 raise DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
+            if (now := self._computing_time()) != computed:
+                computed, idle_since = now, time.monotonic()
+            elif time.monotonic() - idle_since > self.stall_s:
+                logger.warning("the decoder is stuck after %d frames: %s", self.frames, self._last_words())
+                raise DecoderLost(UnreadableVideo(f"the decoder is stuck after {self.frames} frames"))
+
+    def _computing_time(self) -> int:
+        """Of all its threads, in clock ticks."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.monotonic_ns()  # not known here: taken for alive
+        return int(fields[11]) + int(fields[12])
 
     def _tell(self, *, last: bool = False) -> None:
         if self.on_progress is None or not (last or time.monotonic() - self._told_at >= TICK_S):
@@ -269,7 +293,7 @@ class DecoderProcess:
             code = self._process.wait()
         logger.warning("the decoder ended with %d after %d frames: %s", code, self.frames, self._last_words())
         if code in (-signal.SIGKILL, -signal.SIGTERM):
-            return Killed()
+            return DecoderLost(OutOfMemoryBudget("the system ended the decoder, perhaps for want of memory"))
         if code == -signal.SIGXCPU:
             limit = self.timeout_s
             return DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)

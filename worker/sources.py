@@ -31,6 +31,7 @@ DECODERS = [
 PIXEL_SLACK, PIXEL_SLACK_SMALL = 1.1, 2**16
 INDEXED_CONTAINERS = ("mov", "matroska")  # where seeking by time is exact enough to rely on
 DEFAULT_FRAME_S = 1 / 25
+ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9")  # so that a packet without a frame is a frame lost
 MATROSKA_HEAD = 4096  # bytes that hold the EBML header and the segment's length
 DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
 PICTURE_HEADER = struct.Struct("<Q")  # a pack of pictures: for each its length, then its bytes
@@ -92,11 +93,11 @@ class VideoFile:
 
     def __init__(self, file: int, *, max_pixels: int, threads: int) -> None:
         self.file, self.max_pixels, self.threads = file, max_pixels, threads
-        self.decoded = self.damaged = 0
+        self.packets = self.decoded = self.damaged = 0
         self.first_s: float | None = None
         self.last_s: float | None = None
         """When the first frame of the video and the last one decoded are shown, on the container's own clock."""
-        self.last_is_partial = False
+        self.last_is_partial = self.sought = False
         self._open()
 
     def _open(self) -> None:
@@ -170,6 +171,7 @@ class VideoFile:
         for packet in self.container.demux(self.stream):
             if packet.size:  # the last one, without data, gets the frames out that the codec still holds
                 self.last_is_partial = packet.is_corrupt
+                self.packets += not packet.is_discard  # those outside an edit list are decoded, not shown
             for frame in packet.decode():
                 check_pixels(frame.width, frame.height, self.max_pixels)
                 self.decoded += 1
@@ -181,7 +183,7 @@ class VideoFile:
 
     def frames_from(self, time_s: float) -> Iterator[VideoFrame]:
         """All frames from `time_s` of the container's own clock on, and those before it that decoding them takes."""
-        self.decoded = self.damaged = 0
+        self.packets = self.decoded = self.damaged = 0
         if self.stream.time_base and any(name in self.container.format.name for name in INDEXED_CONTAINERS):
             try:
                 self.container.seek(int(time_s / self.stream.time_base), stream=self.stream)
@@ -190,10 +192,11 @@ class VideoFile:
             except av.error.FFmpegError:
                 first = None
             if first is not None and first.time is not None and first.time <= time_s:
+                self.sought = True
                 return _with(first, frames)
         self.container.close()
         os.lseek(self.file, 0, os.SEEK_SET)
-        self.decoded = self.damaged = 0
+        self.packets = self.decoded = self.damaged = 0
         self._open()
         return self.frames()
 
@@ -209,6 +212,12 @@ class VideoFile:
         if "matroska" in name and matroska_size(os.pread(self.file, MATROSKA_HEAD, 0)) > size:
             return True
         return self.last_is_partial
+
+    def lost_frames(self) -> int:
+        """After the last frame: how many a damaged file has and the codec passed over without a word."""
+        if self.sought or self.codec not in ONE_FRAME_A_PACKET:
+            return 0  # after seeking, frames that need one before are passed over rightly
+        return max(0, self.packets - self.decoded)
 
     def has_no_end_mark(self) -> bool:
         """It may have been cut off: players show such a file all the same."""
@@ -279,6 +288,9 @@ class Pictures:
 
     def ends_early(self) -> bool:
         return False
+
+    def lost_frames(self) -> int:
+        return 0
 
     def has_no_end_mark(self) -> bool:
         return False

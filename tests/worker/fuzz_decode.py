@@ -21,7 +21,7 @@ from tests.videos import make_scene, write_video
 from worker.decode import DecodeLimits, read_clip
 
 LIMITS = DecodeLimits(
-    max_frames=200, max_pixels=2**21, max_duration_s=600, max_bytes=2**28, timeout_s=10, memory_bytes=2**30
+    max_frames=200, max_pixels=2**21, max_duration_s=600, max_bytes=2**28, timeout_s=10, stall_s=2, memory_bytes=2**30
 )
 SLOWEST_S = 30.0  # the decoder's own limit, and room for a busy machine
 

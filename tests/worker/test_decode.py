@@ -549,6 +549,25 @@ def test_a_file_that_was_cut_off_fails_and_names_the_good_part(
     assert len(read(path, end=end).clip.frames) in (good - 1, good)
 
 
+def test_frames_that_a_codec_passes_over_are_said(tmp_path: Path) -> None:
+    """HEVC decoders skip what refers to a missing picture, and report no error."""
+    whole, holed = tmp_path / "whole.mkv", tmp_path / "holed.mkv"
+    options = {"x265-params": "bframes=0:log-level=none"}
+    write_video(whole, SCENE.frames, codec="libx265", options=options)
+    with av.open(str(whole)) as source, av.open(str(holed), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            delimiter = av.Packet(b"\0\0\0\3\x46\x01\x50")  # a unit without a picture
+            delimiter.pts, delimiter.dts, delimiter.time_base = packet.pts, packet.dts, packet.time_base
+            chosen = delimiter if i == 4 else packet
+            chosen.stream = stream
+            copy.mux(chosen)
+    decoded = read(holed)
+    assert len(decoded.clip.frames) == 4
+    assert any("4 frames" in warning and "left out" in warning for warning in decoded.warnings)
+    assert read(holed, end=0.1).warnings == ()
+
+
 def test_a_gif_without_an_end_mark_is_read_with_a_warning(tmp_path: Path) -> None:
     path = write_video(tmp_path / "cut.gif", SCENE.frames, codec="gif", pix_fmt="rgb8")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -596,8 +615,8 @@ def test_progress_is_told_up_to_the_end(long_clip: Path) -> None:
 
 
 def test_cancelling_ends_the_decoder_and_leaves_nothing(long_clip: Path, tmp_path: Path) -> None:
-    def stop(done: int, _: int | None) -> None:
-        if done:
+    def stop(*_: int | None) -> None:
+        if decoders():
             raise Stopped
 
     files = len(os.listdir("/proc/self/fd"))
@@ -611,9 +630,9 @@ def test_cancelling_ends_the_decoder_and_leaves_nothing(long_clip: Path, tmp_pat
 def test_cancelling_does_not_wait_for_a_decoder_that_is_stuck(long_clip: Path) -> None:
     began = 0.0
 
-    def freeze_then_stop(done: int, _: int | None) -> None:
+    def freeze_then_stop(*_: int | None) -> None:
         nonlocal began
-        if not began and done:
+        if not began:
             os.kill(decoders()[0], signal.SIGSTOP)
             began = time.monotonic()
         elif began and time.monotonic() - began > 0.3:
@@ -625,11 +644,11 @@ def test_cancelling_does_not_wait_for_a_decoder_that_is_stuck(long_clip: Path) -
     assert decoders() == []
 
 
-def kill_at_first_frame(how: signal.Signals, times: int) -> tuple[list[int], Any]:
+def kill_at_once(how: signal.Signals, times: int) -> tuple[list[int], Any]:
     killed: list[int] = []
 
-    def on_progress(done: int, _: int | None) -> None:
-        if done and len(killed) < times and (running := decoders()) and running[0] not in killed:
+    def on_progress(*_: int | None) -> None:
+        if len(killed) < times and (running := decoders()) and running[0] not in killed:
             killed.append(running[0])
             os.kill(running[0], how)
 
@@ -637,20 +656,47 @@ def kill_at_first_frame(how: signal.Signals, times: int) -> tuple[list[int], Any
 
 
 def test_a_decoder_that_something_else_kills_is_started_once_more(long_clip: Path) -> None:
-    killed, on_progress = kill_at_first_frame(signal.SIGKILL, 1)
+    killed, on_progress = kill_at_once(signal.SIGKILL, 1)
     whole = read(long_clip, short_side=48)
     np.testing.assert_array_equal(
         read(long_clip, short_side=48, on_progress=on_progress).clip.frames, whole.clip.frames
     )
     assert len(killed) == 1
-    killed, on_progress = kill_at_first_frame(signal.SIGKILL, 9)
+    killed, on_progress = kill_at_once(signal.SIGKILL, 9)
     with pytest.raises(OutOfMemoryBudget):
         read(long_clip, short_side=48, on_progress=on_progress)
     assert len(killed) == 2
 
 
+def freeze_at_once(times: int) -> Any:
+    frozen: list[int] = []
+
+    def on_progress(*_: int | None) -> None:
+        if len(frozen) < times and (running := decoders()) and running[0] not in frozen:
+            frozen.append(running[0])
+            os.kill(running[0], signal.SIGSTOP)
+
+    return on_progress
+
+
+def test_a_decoder_that_is_stuck_is_started_once_more(long_clip: Path) -> None:
+    limits = replace(LIMITS, stall_s=0.4)
+    whole = read(long_clip, short_side=48, limits=limits, on_progress=freeze_at_once(1))
+    assert len(whole.clip.frames) == 450
+    with pytest.raises(UnreadableVideo, match="stuck"):
+        read(long_clip, short_side=48, limits=limits, on_progress=freeze_at_once(9))
+
+
+def test_a_stream_goes_on_where_its_decoder_got_stuck(long_clip: Path) -> None:
+    frames = stream_frames(long_clip, size=(48, 64), limits=replace(LIMITS, stall_s=0.4))
+    given = [next(frames)]
+    os.kill(decoders()[0], signal.SIGSTOP)
+    given += frames
+    np.testing.assert_array_equal(given, read(long_clip, short_side=48).clip.frames)
+
+
 def test_a_decoder_that_crashes_is_the_files_fault(long_clip: Path) -> None:
-    _, on_progress = kill_at_first_frame(signal.SIGSEGV, 1)
+    _, on_progress = kill_at_once(signal.SIGSEGV, 1)
     with pytest.raises(UnreadableVideo, match="SIGSEGV"):
         read(long_clip, short_side=48, on_progress=on_progress)
 
@@ -717,7 +763,7 @@ def test_a_hijacked_decoder_is_not_believed(
         '{"sandbox": []}\n{"video": {"size": [96, 128], "rotation": 0, "mirrored": false, '
         '"sample_aspect_ratio": [1, 1], "codec": "h264", "start_s": 0.0, "total": null}}'
     )
-    done = '{"frames": 1, "guessed": 0, "resized": 0, "damaged": 0, "no_end_mark": false}'
+    done = '{"frames": 1, "guessed": 0, "resized": 0, "damaged": 0, "lost": 0, "no_end_mark": false}'
     said = tmp_path / "said"
     huge = video.replace("[96, 128]", "[1000000, 1000000]")
     said.write_text(speech.replace("VIDEO", video).replace("HUGE", huge).replace("DONE", done) + "\n")
