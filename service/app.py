@@ -13,7 +13,7 @@ from service.broker import Broker, connect
 from service.contract import Problem
 from service.events import Listener
 from service.jobs import Jobs
-from service.routes import events, health, jobs, results, segment
+from service.routes import events, health, jobs, page, results, segment
 from service.settings import Settings
 from service.storage import Storage
 
@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Admission, max_upload_bytes=settings.max_upload_bytes)
-    for routes in (segment, jobs, events, results, health):
+    for routes in (segment, jobs, events, results, health, page):
         app.include_router(routes.router)
     _name_problem_schema(app)
     return app

@@ -202,7 +202,11 @@ class Broker:
     def timings(self, model: str) -> list[Timing]:
         """What the latest jobs of a model took, newest first."""
         texts: list[Any] = self.connection.lrange(_timings(model), 0, TIMINGS_KEPT - 1)
-        return [Timing.model_validate_json(text) for text in texts]
+        found = []
+        for text in texts:
+            with suppress(ValidationError):  # another version's
+                found.append(Timing.model_validate_json(text))
+        return found
 
     # --- workers
 

@@ -214,6 +214,8 @@ class Timing(BaseModel):
 
     model: str
     device: str
+    clustering: Clustering
+    motion: Motion
     video_bytes: int
     work: Work
     seconds: dict[Stage, float]
@@ -281,6 +283,8 @@ class LevelLinks(BaseModel):
     overlay: str | None = None
     youtube_vis: str | None = None
     cvat: str | None = None
+    rounds: str | None = None
+    """The groups of patches from which the rounds of the clustering began; the manifest tells how they merged."""
 
 
 class Links(BaseModel):
@@ -432,3 +436,15 @@ class RleDocument(BaseModel):
 
     size: tuple[int, int]
     frames: list[RleFrame]
+
+
+class RoundsDocument(BaseModel):
+    """rounds.json of one level: the group of every patch after the first round, before groups merged.
+
+    The group after round r of the manifest is `rounds[r].parents[... rounds[1].parents[group]]`.
+    """
+
+    grid: tuple[int, int]
+    """Patches of a frame, (h, w)."""
+    frames: list[list[int]]
+    """For each frame its runs of equal groups, row by row: group, length, group, length, ..."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from service.broker import Broker
-from service.contract import JobRecord, Progress, SecondsRange, WorkerInfo
+from service.contract import JobParams, JobRecord, Progress, SecondsRange, WorkerInfo
 from service.eta import Pace, Seconds
 
 REMEMBERED_S = 3.0  # many views need the same paces and workers
@@ -23,7 +23,7 @@ class Estimates:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self._lock = Lock()
-        self._paces: dict[str, tuple[float, Pace]] = {}
+        self._paces: dict[tuple[str, ...], tuple[float, Pace]] = {}
         self._workers: tuple[float, list[WorkerInfo]] = (float("-inf"), [])
 
     def of(self, record: JobRecord, progress: Progress | None, position: int | None) -> Estimate:
@@ -32,7 +32,7 @@ class Estimates:
         Raises:
             redis.RedisError: Redis does not answer.
         """
-        pace = self._pace(record.params.model)
+        pace = self._pace(record.params)
         if progress is not None:
             left = pace.remaining(progress, record.video_bytes, record.params)
             return Estimate(left.view(), pace.fraction(progress))
@@ -50,16 +50,16 @@ class Estimates:
         rounds = position / len(workers)
         return running + typical.times(rounds, rounds)
 
-    def _pace(self, model: str) -> Pace:
-        now = time.monotonic()
+    def _pace(self, params: JobParams) -> Pace:
+        now, kind = time.monotonic(), (params.model, params.clustering, params.motion)
         with self._lock:
-            known = self._paces.get(model)
+            known = self._paces.get(kind)
         if known is not None and now - known[0] < REMEMBERED_S:
             return known[1]
         devices = [worker.device for worker in self._live_workers()]
-        pace = Pace.of(self.broker.timings(model), devices=devices)
+        pace = Pace.of(self.broker.timings(params.model), params, devices=devices)
         with self._lock:
-            self._paces[model] = (now, pace)
+            self._paces[kind] = (now, pace)
         return pace
 
     def _live_workers(self) -> list[WorkerInfo]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from service.contract import JobParams, Progress, SecondsRange, Stage, Timing, Work
+from service.contract import Clustering, JobParams, Motion, Progress, SecondsRange, Stage, Timing, Work
 
 NEAREST = 5  # timed jobs an estimate is made of: those whose work is most like the job's
 FIXED = 0.3  # of a timed stage's seconds at most this share is taken not to depend on its work
@@ -24,6 +24,8 @@ STAGES = tuple(Stage)
 UNTIMED = Timing(
     model="tiny",
     device="cpu",
+    clustering=Clustering.algorithm1,
+    motion=Motion.on,
     video_bytes=400_000,
     work=Work(frames=48, tokens=1152, key_tokens=5760, pixels=480 * 854, levels=1),
     seconds={Stage.decode: 1.0, Stage.features: 1.5, Stage.attention: 3.0, Stage.clustering: 2.0, Stage.masks: 2.0},
@@ -64,10 +66,13 @@ class Pace:
     margin: float = MARGIN
 
     @classmethod
-    def of(cls, timings: Sequence[Timing], *, devices: Sequence[str] = ()) -> Self:
-        """The pace on these devices; on any, where none of them has been timed."""
-        here = tuple(each for each in timings if each.device in devices) or tuple(timings)
-        return cls(here) if here else cls((UNTIMED,), MARGIN_UNTIMED)
+    def of(cls, timings: Sequence[Timing], params: JobParams, *, devices: Sequence[str] = ()) -> Self:
+        """The pace of the jobs most like this one: by device and by what it does, where such jobs have been timed."""
+        if not timings:
+            return cls((UNTIMED,), MARGIN_UNTIMED)
+        here = [each for each in timings if each.device in devices] or list(timings)
+        like = [each for each in here if (each.clustering, each.motion) == (params.clustering, params.motion)]
+        return cls(tuple(like)) if like else cls(tuple(here), MARGIN_UNTIMED)
 
     def stages(self, work: Work) -> dict[Stage, Seconds]:
         """What each stage takes for this much work."""

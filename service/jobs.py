@@ -250,6 +250,7 @@ def links(record: JobRecord, end: JobEnd | None) -> Links:
             rle=f"{base}/rle.json{at}",
             youtube_vis=f"{base}/youtube-vis.json{at}",
             cvat=f"{base}/cvat.xml{at}",
+            rounds=f"{base}/rounds.json{at}",
         )
         if Format.png in record.params.format:
             level.masks_zip, level.mask = f"{base}/masks.zip{at}", f"{base}/masks/{{frame}}.png{at}"

@@ -40,6 +40,7 @@ from worker.decode import Decoded, DecodeLimits, read_clip, read_folder, stream_
 from worker.formats.overlay import OverlayWriter
 from worker.formats.palette import color, write_png
 from worker.formats.rle import RleWriter, Runs
+from worker.formats.rounds import write_rounds
 from worker.loading import LoadedModel
 from worker.masks import Decision, decide, frame_labels
 from worker.motion import join_motion, motion_energy
@@ -201,6 +202,11 @@ def segment(
         with watch.stage(Stage.masks):
             decisions = [_decide(one, params) for one in assigned]
             _draw(source, decoded, params, grid, assigned, decisions, out, budget.decode, tell)
+            for one in assigned:
+                write_rounds(
+                    out / "levels" / level_name(one.level.tau) / "rounds.json",
+                    one.level.rounds[0].parents.reshape(one.labels.shape),
+                )
             if Format.png in params.format:
                 for one in assigned:
                     _zip_masks(out / "levels" / level_name(one.level.tau), name or source.stem)
@@ -286,6 +292,7 @@ def _project(
     frames = decoded.clip.frames
     backbone = model.backbone
     grid = backbone.grid(size)
+    tell(Stage.features, 0, len(frames))
     energy = motion_energy(frames, grid) if motion is Motion.on else None
     batch = backbone.batch_size(size)
     kept = set(keyed)

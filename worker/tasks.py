@@ -189,6 +189,8 @@ def segment_video(job_id: str, execution: str, runner: Runner) -> Timing:
     return Timing(
         model=record.params.model,
         device=str(runner.device),
+        clustering=record.params.clustering,
+        motion=record.params.motion,
         video_bytes=record.video_bytes,
         work=reporter.work,
         seconds=reporter.seconds,

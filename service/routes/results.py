@@ -45,6 +45,12 @@ def rle(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     return FileResponse(result.file(tau, "rle.json"), media_type="application/json", headers=IMMUTABLE)
 
 
+@router.get("/rounds.json", response_class=FileResponse)
+def rounds(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
+    """The groups of patches after the first round of the clustering; the manifest tells how they merged."""
+    return FileResponse(result.file(tau, "rounds.json"), media_type="application/json", headers=IMMUTABLE)
+
+
 @router.get("/masks.zip", response_class=FileResponse)
 def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     """All masks as palette PNGs in the layout of DAVIS: `<video name>/00000.png …`."""

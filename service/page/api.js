@@ -1,0 +1,79 @@
+// The service over HTTP: requests with the key, problems as errors, events that go on where they broke off.
+
+let key = sessionStorage.getItem("uvos-key");
+
+export class Problem extends Error {
+  constructor(problem) {
+    super(problem.detail || problem.title);
+    this.title = problem.title || "Something went wrong";
+    this.status = problem.status;
+  }
+}
+
+export function useKey(value) {
+  key = value;
+  sessionStorage.setItem("uvos-key", value);
+}
+
+const headers = () => (key ? { Authorization: `Bearer ${key}` } : {});
+export const hasKey = () => Boolean(key);
+
+async function problemOf(response) {
+  try {
+    return new Problem(await response.json());
+  } catch {
+    return new Problem({ title: response.statusText, status: response.status, detail: `the service answered ${response.status}` });
+  }
+}
+
+export async function get(path, options = {}) {
+  const response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+export const json = async (path, options) => (await get(path, options)).json();
+
+/** Send a form; `onProgress` is told the share that has gone out. */
+export function send(form, idempotencyKey, onProgress) {
+  const request = new XMLHttpRequest();
+  const done = new Promise((resolve, reject) => {
+    request.open("POST", "/segment");
+    request.responseType = "json";
+    for (const [name, value] of Object.entries({ ...headers(), "Idempotency-Key": idempotencyKey })) request.setRequestHeader(name, value);
+    request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
+    request.onload = () => (request.status === 202 ? resolve(request.response) : reject(new Problem(request.response || { title: "Refused", status: request.status, detail: `the service answered ${request.status}` })));
+    request.onerror = () => reject(new Problem({ title: "No connection", status: 0, detail: "the connection to the service broke off" }));
+    request.onabort = () => reject(new DOMException("aborted", "AbortError"));
+    request.send(form);
+  });
+  return { done, abort: () => request.abort() };
+}
+
+/** Tell `onJob` of every change of a job until it has ended; goes on after a broken connection. */
+export async function follow(link, onJob, signal) {
+  let last = null;
+  for (let pause = 500; !signal.aborted; pause = Math.min(pause * 2, 8000)) {
+    try {
+      const response = await get(link, { signal, cache: "no-store", headers: last ? { "Last-Event-ID": last } : {} });
+      if (response.status === 204) return;
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let text = ""; ; ) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        text += value;
+        for (let end; (end = text.indexOf("\n\n")) >= 0; text = text.slice(end + 2)) {
+          const fields = Object.fromEntries(text.slice(0, end).split("\n").map((line) => line.split(/: ?(.*)/s, 2)));
+          if (fields.id) last = fields.id;
+          if (!fields.data) continue;
+          pause = 500;
+          onJob(JSON.parse(fields.data));
+          if (fields.event === "end") return;
+        }
+      }
+    } catch (error) {
+      if (signal.aborted || (error instanceof Problem && error.status < 500)) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, pause));
+  }
+}
