@@ -34,8 +34,8 @@ class LoadedModel:
 
     Attributes:
         entry: Of the registry, with what the weights' own metadata changes in it.
-        weights_source: Where they came from: a file, or the repository on the hub.
-        sha256: Of the weights' file.
+        weights_source: Where they came from: the package, a file (by name, clients read this), or the hub.
+        sha256: Of the file with the ViT.
         version: Of the weights.
         dtype: Of the ViT's layers, as "float32" or "bfloat16"; never "auto".
     """
@@ -83,34 +83,22 @@ def load_model(
         WeightsInvalid: The file cannot be read or does not fit; names the tensors at fault.
     """
     try:
-        given = None if weights is None else read_weights(weights)
-        entry = _entry_for(entry, given)
-        if given is None or given.kind == "block":
-            path, source = find_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
-            own = read_weights(path)
-            _check_sha256(entry, own, path)
-        else:
-            own, source = given, str(weights)
-        block = _find_block(entry, given or own, weights_dir)
-        if given is not None:
-            entry = _described_by(entry, given)
-            if given.kind == "block":
-                source = f"{source}, block: {weights}"
+        found = _find(entry, weights, weights_dir=weights_dir, allow_hub=allow_hub)
+        entry = found.entry
         vit = create_vit(entry.timm_id, entry.timm_options, random=False)
-        load_into(vit, own.vit)
+        load_into(vit, found.vit.vit)
         place = choose_device(device)
-        exact = own.kind == "released" or clustering is Clustering.windowed
+        exact = found.vit.kind == "released" or clustering is Clustering.windowed
         layers = choose_dtype(dtype, device=place, exact=exact)
-        backbone = Backbone(
-            vit, preprocessing=Preprocessing(entry.mean, entry.std), facet=entry.facet, block=block, dtype=layers
-        )
+        preprocessing = Preprocessing(entry.mean, entry.std)
+        backbone = Backbone(vit, preprocessing=preprocessing, facet=entry.facet, block=found.block, dtype=layers)
     except UnusableWeights as error:
         raise WeightsInvalid(str(error) if entry is None else f"for {entry.name}: {error}") from error
     return LoadedModel(
         backbone=backbone.to(place),
         entry=entry,
-        weights_source=source,
-        sha256=own.sha256,
+        weights_source=found.source,
+        sha256=found.vit.sha256,
         version=entry.version,
         dtype=str(layers).removeprefix("torch."),
     )
@@ -126,7 +114,7 @@ def find_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool
         return PACKAGED / entry.weights, f"package: {entry.weights}"
     for suffix in SUFFIXES:
         if weights_dir is not None and (path := weights_dir / f"{entry.name}{suffix}").is_file():
-            return path, f"file: {path}"
+            return path, f"file: {path.name}"
     cached = try_to_load_from_cache(entry.weights, HUB_FILE)
     if isinstance(cached, str):
         return Path(cached), f"hub: {entry.weights}"
@@ -172,26 +160,63 @@ def choose_dtype(dtype: Dtype, *, device: torch.device, exact: bool) -> torch.dt
     return torch.bfloat16 if capabilities.get("amx_bf16", False) else torch.float32
 
 
-def _entry_for(entry: ModelEntry | None, given: Weights | None) -> ModelEntry:
-    """The entry that a file of weights belongs to: the one asked for, unless the file says otherwise."""
-    named = None
-    if given is not None:
-        named = given.block.backbone if given.kind == "block" and given.block else given.metadata.get("model")
-    if entry is not None:
-        if named not in (None, entry.name):
-            raise UnusableWeights(f"the file is for {named}")
-        return entry
-    if given is None:
-        raise ValueError("expected a registry entry, or weights to recognise it from")
+@dataclass(frozen=True)
+class _Found:
+    """All that a model is made of, read but not yet put together."""
+
+    entry: ModelEntry
+    vit: Weights
+    block: BlockWeights | None
+    source: str
+
+
+def _find(entry: ModelEntry | None, weights: Path | None, *, weights_dir: Path | None, allow_hub: bool) -> _Found:
+    if weights is None:
+        if entry is None:
+            raise ValueError("expected a registry entry, or weights to recognise it from")
+        own, source = _own_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
+        return _Found(entry, own, own.block or _entry_block(entry, weights_dir), source)
+    given = read_weights(weights)
+    entry = _entry_for(entry, given)
+    own, source = given, f"file: {weights.name}"
     if given.kind == "block":
-        named = named or PAPER_MODEL
-    if named in MODELS:
-        return MODELS[named]
+        own, source = _own_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
+        source = f"{source}, block: {weights.name}"
+    return _Found(_described_by(entry, given, own), own, given.block or _entry_block(entry, weights_dir), source)
+
+
+def _own_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool) -> tuple[Weights, str]:
+    """A model's own weights and their source, checked against the registry where it knows them."""
+    path, source = find_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
+    weights = read_weights(path)
+    if entry.sha256 is not None and weights.sha256 != entry.sha256:
+        raise UnusableWeights(f"{path} is not the file of version {entry.version}: its sha256 is {weights.sha256}")
+    return weights, source
+
+
+def _entry_for(entry: ModelEntry | None, given: Weights) -> ModelEntry:
+    """The entry that a file of weights belongs to; it must be the one asked for, if any was."""
+    found = _recognise(given, first=entry)
+    if entry is None:
+        if found is None:
+            raise UnusableWeights("the weights fit no model of the registry; name a model to see what differs")
+        return found
+    if found not in (None, entry):
+        raise UnusableWeights(f"the weights are those of {found.name}")
+    return entry
+
+
+def _recognise(given: Weights, *, first: ModelEntry | None) -> ModelEntry | None:
+    """The model that a file is for: by what it says of itself, else by names and shapes, `first` tried first."""
+    if given.kind == "block":
+        named = given.block.backbone if given.block is not None else None
+        return MODELS.get(named) if named is not None else first or MODELS[PAPER_MODEL]
+    if given.metadata.get("model") in MODELS:
+        return MODELS[given.metadata["model"]]
     patch = given.vit["patch_embed.proj.weight"].shape[-1]
-    for candidate in MODELS.values():
-        if candidate.patch == patch and fits(_shapes_of(candidate), given.vit):
-            return candidate
-    raise UnusableWeights("the weights fit no model of the registry; name a model to see what differs")
+    candidates = [first] if first is not None else []
+    candidates += [entry for entry in MODELS.values() if entry.patch == patch]
+    return next((entry for entry in candidates if fits(_shapes_of(entry), given.vit)), None)
 
 
 def _shapes_of(entry: ModelEntry) -> torch.nn.Module:
@@ -200,32 +225,27 @@ def _shapes_of(entry: ModelEntry) -> torch.nn.Module:
         return create_vit(entry.timm_id, entry.timm_options)
 
 
-def _described_by(entry: ModelEntry, given: Weights) -> ModelEntry:
+def _described_by(entry: ModelEntry, given: Weights, own: Weights) -> ModelEntry:
     """The entry with what a file of weights changes in it."""
     changes: dict[str, object] = {
         "version": given.metadata.get("version", f"file-{given.sha256[:12]}"),
         "weights": f"{given.kind} file",
-        "sha256": given.sha256,
+        "sha256": own.sha256,
     }
     if given.block is not None and given.block.preprocessing is not None:
         changes |= {"mean": given.block.preprocessing.mean, "std": given.block.preprocessing.std}
     return entry.model_copy(update=changes)
 
 
-def _find_block(entry: ModelEntry, weights: Weights, weights_dir: Path | None) -> BlockWeights | None:
-    """The block in the file of weights itself, else the one that the entry names."""
-    if weights.block is not None or entry.block is None:
-        return weights.block
+def _entry_block(entry: ModelEntry, weights_dir: Path | None) -> BlockWeights | None:
+    """The trained block that the entry names, from the package or the weights folder."""
+    if entry.block is None:
+        return None
     for folder in (PACKAGED, weights_dir):
         if folder is not None and (path := folder / entry.block).is_file():
             return read_weights(path).block
     place = weights_dir or "the weights folder"
     raise WeightsUnavailable(f"{entry.name} needs its block {entry.block}: put it into {place}")
-
-
-def _check_sha256(entry: ModelEntry, weights: Weights, path: Path) -> None:
-    if entry.sha256 is not None and weights.sha256 != entry.sha256:
-        raise UnusableWeights(f"{path} is not the file of version {entry.version}: its sha256 is {weights.sha256}")
 
 
 def _fetch(entry: ModelEntry, weights_dir: Path | None) -> Path:
@@ -236,7 +256,7 @@ def _fetch(entry: ModelEntry, weights_dir: Path | None) -> Path:
         return Path(hf_hub_download(entry.weights, HUB_FILE))
     except HUB_ERRORS as error:
         answer = getattr(error, "response", None)
-        if answer is not None and answer.status_code in (401, 403):
+        if answer is not None and entry.gated and answer.status_code in (401, 403):
             why = "the hub wants its licence accepted and a token (HF_TOKEN) first"
         elif answer is not None:
             why = f"the hub answered {answer.status_code}"

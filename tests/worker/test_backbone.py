@@ -14,7 +14,7 @@ from worker.clip import PatchGrid
 from worker.weights import BlockWeights, Preprocessing, UnusableWeights
 
 SEVERAL_PATCHES = (3, 5)  # rows, columns: no square, and no default of any model
-SMALL = {"depth": 3}  # what is tested does not depend on how many layers there are
+SMALL = {"depth": 2}  # what is tested does not depend on how many layers there are
 
 
 def seeded_vit(entry: ModelEntry, seed: int = 0, **options: object) -> nn.Module:
