@@ -116,16 +116,16 @@ def decide(
         raise ValueError(f"expected an assignment of shape (T, h, w), got {assignment.shape = }")
     if assignment.min() < 0 or assignment.max() >= clusters:
         raise ValueError(f"expected clusters in [0, {clusters}), got {assignment.min()} to {assignment.max()}")
-    assignment, merged = _merge_small(assignment, clusters, min_area, distances)
-    seen = _Sightings.of(assignment, clusters)
+    tally, merged = _merge_small(assignment, _Tally.of(assignment, clusters), min_area, distances)
+    seen = _Sightings.of(tally)
     if mode is Mode.single:
-        groups = _main_object(assignment, seen)
+        groups = _main_object(seen)
     elif background is Background.auto:
         groups = _each_its_own(seen.held & ~_background(seen))
     else:
         groups = _each_its_own(seen.held)
 
-    found = _Sightings.of(groups[assignment], groups.max() + 1)
+    found = _Sightings.of(tally.grouped(groups))
     order = np.lexsort((-found.area[1:], found.first[1:])) + 1  # stable: equal ones stay in the clusters' order
     new_id = np.zeros(len(found.area), np.uint16)
     new_id[order] = np.arange(1, len(order) + 1)
@@ -144,7 +144,7 @@ def decide(
             for g in order
         ),
         background_clusters=int((seen.held & (groups == 0)).sum()),
-        merged=merged,
+        merged=tuple(np.flatnonzero(merged).tolist()),
     )
 
 
@@ -182,8 +182,57 @@ def as_drawn(decision: Decision, areas: NDArray[np.integer]) -> Decision:
 
 
 @dataclass(frozen=True)
+class _Tally:
+    """What each of C clusters holds of each frame: all that is asked of an assignment, and small.
+
+    Attributes:
+        tokens: The number of its tokens, shape (T, C).
+        border: How many of them lie on the border of the frame, shape (T, C).
+        central: How near they are to the middle of the frame, each in (0, 1], summed, shape (T, C).
+        grid: (h, w).
+    """
+
+    tokens: NDArray[np.intp]
+    border: NDArray[np.intp]
+    central: NDArray[np.float64]
+    grid: tuple[int, int]
+
+    @staticmethod
+    def of(assignment: NDArray[np.integer], clusters: int) -> "_Tally":
+        length, height, width = assignment.shape
+        shape = length, clusters
+        tally = _Tally(np.zeros(shape, np.intp), np.zeros(shape, np.intp), np.zeros(shape), (height, width))
+        everywhere = np.ones(height * width, bool)
+        for t, frame in enumerate(assignment):
+            tally.add(t, everywhere, frame.ravel())
+        return tally
+
+    def add(self, frame: int, tokens: NDArray[np.bool_], clusters: NDArray[np.integer]) -> None:
+        """Count tokens of a frame, a mask of shape (N,), for the clusters that hold them, shape (n,)."""
+        height, width = self.grid
+        ring = np.ones(self.grid)
+        ring[BORDER_RING : height - BORDER_RING, BORDER_RING : width - BORDER_RING] = 0
+        y, x = (np.arange(height) + 0.5) / height - 0.5, (np.arange(width) + 0.5) / width - 0.5
+        centre = np.exp(-(y[:, None] ** 2 + x**2) / (2 * SINGLE_CENTRE_SIGMA**2))
+        number = self.tokens.shape[1]
+        self.tokens[frame] += np.bincount(clusters, minlength=number)
+        self.border[frame] += np.bincount(clusters, ring.ravel()[tokens], number).astype(np.intp)
+        self.central[frame] += np.bincount(clusters, centre.ravel()[tokens], number)
+
+    def without(self, clusters: NDArray[np.bool_]) -> "_Tally":
+        """A copy in which some clusters, a mask of shape (C,), hold nothing."""
+        rest = ~clusters
+        return _Tally(self.tokens * rest, self.border * rest, self.central * rest, self.grid)
+
+    def grouped(self, groups: NDArray[np.intp]) -> "_Tally":
+        """The tally of groups of clusters: the group of each cluster, numbered from 0, shape (C,)."""
+        members = (groups[:, None] == np.arange(groups.max() + 1)).astype(np.intp)  # (C, groups)
+        return _Tally(self.tokens @ members, self.border @ members, self.central @ members, self.grid)
+
+
+@dataclass(frozen=True)
 class _Sightings:
-    """Where each of C clusters is seen in a video: all of shape (C,); zero for a cluster that holds no token."""
+    """Where each of C clusters is seen in a video, all of shape (C,); 0 for a cluster that holds no token."""
 
     held: NDArray[np.bool_]
     """Whether it holds a token at all."""
@@ -193,61 +242,55 @@ class _Sightings:
     last: NDArray[np.intp]
     frames: NDArray[np.intp]
     """First frame, last frame, number of frames it is seen in."""
+    persistence: NDArray[np.float64]
+    """Share of all frames that it is seen in."""
+    central: NDArray[np.float64]
+    """Mean nearness of its tokens to the middle of the frame."""
     background_score: NDArray[np.float64]
     """b / (b + a), b its share of all border tokens and a its share of all tokens: 0.5 is a fair share."""
 
     @staticmethod
-    def of(assignment: NDArray[np.integer], clusters: int) -> "_Sightings":
-        length, height, width = assignment.shape
-        counts = _count(assignment.reshape(length, -1), clusters)  # (T, C)
-        ring = np.ones((height, width), bool)
-        ring[BORDER_RING : height - BORDER_RING, BORDER_RING : width - BORDER_RING] = False
-        border = _count(assignment[:, ring], clusters).sum(0)
-        total = counts.sum(0)
-        seen = counts > 0
+    def of(tally: _Tally) -> "_Sightings":
+        total, border = tally.tokens.sum(0), tally.border.sum(0)
+        seen = tally.tokens > 0
         frames = seen.sum(0)
         # In whole numbers, so that a fair share is 0.5 and nothing else.
         border_due, area_due = border * total.sum(), total * border.sum()
         return _Sightings(
             held=total > 0,
-            area=total / (np.maximum(frames, 1) * height * width),
+            area=total / (np.maximum(frames, 1) * tally.grid[0] * tally.grid[1]),
             first=seen.argmax(0),
-            last=np.where(frames > 0, length - 1 - seen[::-1].argmax(0), 0),
+            last=np.where(frames > 0, len(seen) - 1 - seen[::-1].argmax(0), 0),
             frames=frames,
+            persistence=frames / len(seen),
+            central=tally.central.sum(0) / np.maximum(total, 1),
             background_score=border_due / np.maximum(border_due + area_due, 1),
         )
 
 
-def _count(assignment: NDArray[np.integer], clusters: int) -> NDArray[np.intp]:
-    """How many tokens of each frame, shape (T, n), each cluster holds: (T, C)."""
-    length = len(assignment)
-    offset = np.arange(length)[:, None] * clusters
-    return np.bincount((assignment + offset).ravel(), minlength=length * clusters).reshape(length, clusters)
-
-
 def _merge_small(
-    assignment: NDArray[np.integer], clusters: int, min_area: float, distances: Distances | None
-) -> tuple[NDArray[np.integer], tuple[int, ...]]:
-    """The assignment without clusters smaller than `min_area`, and those clusters."""
-    merged = np.zeros(clusters, bool)
+    assignment: NDArray[np.integer], whole: _Tally, min_area: float, distances: Distances | None
+) -> tuple[_Tally, NDArray[np.bool_]]:
+    """The tally without clusters smaller than `min_area`, and which these are, shape (C,)."""
+    merged = np.zeros(whole.tokens.shape[1], bool)
     if min_area <= 0:
-        return assignment, ()
+        return whole, merged
     if distances is None:
         raise ValueError("min_area needs the distances, to find the nearest remaining cluster")
-    assignment = assignment.copy()
+    tally = whole
     while True:
-        seen = _Sightings.of(assignment, clusters)
+        seen = _Sightings.of(tally)
         small = seen.held & (seen.area < min_area)
         small[seen.area.argmax()] = False  # something must stay
         if not small.any():
-            return assignment, tuple(np.flatnonzero(merged).tolist())
+            return tally, merged
         merged |= small
-        homeless = small[assignment]
-        for t in np.flatnonzero(homeless.any((1, 2))):
-            tokens = homeless[t].ravel()
-            frame = np.asarray(distances[int(t)])[tokens]
-            frame[:, merged | ~seen.held] = np.inf
-            assignment[t][homeless[t]] = frame.argmin(1)
+        tally = whole.without(merged)
+        remaining = np.flatnonzero(tally.tokens.any(0))
+        for t in np.flatnonzero(whole.tokens[:, merged].any(1)).tolist():
+            homeless = merged[assignment[t].ravel()]
+            nearest = np.asarray(distances[t])[homeless][:, remaining].argmin(1)
+            tally.add(t, homeless, remaining[nearest])
 
 
 def _each_its_own(objects: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -263,30 +306,23 @@ def _background(seen: _Sightings) -> NDArray[np.bool_]:
     if not background.any() and seen.held.sum() > 1:
         background[by_score[-1]] = True
     elif background[seen.held].all():
-        background[by_score[~seen.held.sum()]] = False
+        background[by_score[-seen.held.sum()]] = False
     return background
 
 
-def _main_object(assignment: NDArray[np.integer], seen: _Sightings) -> NDArray[np.intp]:
+def _main_object(seen: _Sightings) -> NDArray[np.intp]:
     """Groups of clusters, shape (C,): 1 for the main object, 0 for the rest; never all of two or more clusters."""
-    height, width = assignment.shape[1:]
-    y, x = (np.arange(height) + 0.5) / height - 0.5, (np.arange(width) + 0.5) / width - 0.5
-    centre = np.exp(-(y[:, None] ** 2 + x**2) / (2 * SINGLE_CENTRE_SIGMA**2))
-    clusters = len(seen.held)
-    tokens = np.maximum(np.bincount(assignment.ravel(), minlength=clusters), 1)
-    weights = np.broadcast_to(centre, assignment.shape).ravel()
-    central = np.bincount(assignment.ravel(), weights, clusters) / tokens
     score = (
-        (seen.frames / len(assignment)) ** SINGLE_PERSISTENCE_WEIGHT
+        seen.persistence**SINGLE_PERSISTENCE_WEIGHT
         * (1 - seen.background_score) ** SINGLE_INSIDE_WEIGHT
-        * central**SINGLE_CENTRE_WEIGHT
+        * seen.central**SINGLE_CENTRE_WEIGHT
         * seen.area**SINGLE_AREA_WEIGHT
     )
     score[~seen.held] = -1
-    groups = np.zeros(clusters, np.intp)
+    groups = np.zeros(len(score), np.intp)
     groups[score >= max(SINGLE_JOIN * score.max(), 0)] = 1
     if SINGLE_JOIN == 1 or (groups[seen.held].all() and seen.held.sum() > 1):
-        groups[:] = np.arange(clusters) == score.argmax()
+        groups[:] = np.arange(len(score)) == score.argmax()
     return groups
 
 

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as npst
 
 from service.contract import Background, Edges, Mode
 from tests.worker import reference
+from worker import masks
 from worker.clip import PatchGrid
 from worker.masks import Decision, as_drawn, decide, frame_labels
 
@@ -127,6 +128,19 @@ def test_an_answer_is_never_degenerate(video, mode, background):
         assert (labels == 0).any()
     if mode is Mode.single:
         assert labels.max() == 1
+
+
+@pytest.mark.parametrize(("limit", "join"), [(-1.0, 0.0), (0.3, 0.5), (1.0, 0.9)])
+@given(video=assignments(min_clusters=2), mode=st.sampled_from(Mode))
+@settings(deadline=None, max_examples=50)
+def test_no_choice_of_the_constants_makes_an_answer_degenerate(limit, join, video, mode):
+    assignment, clusters = video
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "BACKGROUND_SCORE", limit)
+        patch.setattr(masks, "SINGLE_JOIN", join)
+        labels = decide(assignment, clusters, mode=mode).object_of[assignment]
+    assert labels.any()
+    assert (labels == 0).any() == (len(np.unique(assignment)) > 1)
 
 
 @given(assignments(), st.sampled_from(Mode), st.sampled_from(Background))
