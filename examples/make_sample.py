@@ -180,9 +180,9 @@ def lily_pad(x: float, y: float, angle: float) -> Sprite:
     leaf = np.maximum(radius - edge, (notch - np.abs(phi)) * np.maximum(radius, 1))
     alpha = inside(leaf)
     veins = np.cos(phi * 11) ** 40 * smoothstep(4, 20, radius)
-    color = mix(np.broadcast_to(rgb("3f8f3a"), (*u.shape, 3)), rgb("74b84a"), smoothstep(10, 84, radius))
-    color = mix(color, rgb("a9d86e"), (0.55 * veins * smoothstep(90, 30, radius)).astype(np.float32))
-    color = mix(color, rgb("c9e08a"), smoothstep(-5, -1.5, leaf) * 0.7)
+    color = mix(np.broadcast_to(rgb("63a82a"), (*u.shape, 3)), rgb("a2cf3e"), smoothstep(10, 84, radius))
+    color = mix(color, rgb("d3ec86"), (0.55 * veins * smoothstep(90, 30, radius)).astype(np.float32))
+    color = mix(color, rgb("e2efa0"), smoothstep(-5, -1.5, leaf) * 0.7)
     light, shine = domed((6 * np.sqrt(np.clip(1 - (radius / 92) ** 2, 0, 1)) * SCALE).astype(np.float32))
     color = color * (0.6 + 0.62 * light)[..., None] + 0.4 * shine[..., None]
 
@@ -366,7 +366,7 @@ def render(wanted: Sequence[int] = range(FRAMES)) -> tuple[NDArray[np.uint8], ND
     """The wanted frames (n, H, W, 3), RGB, and their masks (n, H, W): 1 pad, 2 duck, 3 orange koi, 4 dark koi."""
     random = np.random.default_rng(SEED)
     ground, caustics = pebbles(random), Caustics(random)
-    orange = Coat("fff4e6", "f2541b", "ffd9b8", seed=5, amount=0.75)
+    orange = Coat("fff4e6", "f2541b", "ffd9b8", seed=5, amount=1.0)
     dark = Coat("262a3a", "a5382c", "5b6280", seed=21, amount=-0.8)
     first = curve([(60, 330), (300, 352), (520, 285), (700, 150), (900, 90)])
     second = curve([(960, 360), (760, 420), (560, 428), (380, 400), (130, 430)])
