@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import supervision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -40,6 +41,13 @@ def test_a_label_map_comes_back(label_maps):
     document = a_document(label_maps)
     for frame, label_map in zip(document.frames, label_maps, strict=True):
         np.testing.assert_array_equal(rle.label_map(frame, document.size), label_map)
+
+
+def test_supervision_reads_the_same_masks():
+    mask = np.random.default_rng(0).random((48, 64)) < 0.5
+    counts = pycocotools_counts(mask)
+    np.testing.assert_array_equal(supervision.rle_to_mask(counts, (64, 48)), mask)
+    np.testing.assert_array_equal(rle.mask(RleMask(size=mask.shape, counts=counts)), mask)
 
 
 def test_no_counts_are_no_runs():
