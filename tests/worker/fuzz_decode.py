@@ -111,7 +111,8 @@ def fuzz(work: Path, *, count: int, seed: int) -> Counter[str]:
         draw = random.Random(f"{seed} {number}")
         data = bytearray(seeds[number % len(seeds)])
         for mutate in draw.choices(MUTATIONS, k=draw.choice((1, 1, 2, 3))):
-            mutate(data, draw)
+            if len(data) > 16:
+                mutate(data, draw)
         path = work / f"mutated-{seed}-{number}"
         path.write_bytes(data)
         began = time.monotonic()
