@@ -114,10 +114,8 @@ def expected_frames(source: VideoFile | Pictures, order: Order) -> int | None:
     """How many frames the header lets expect: only ever used to show progress."""
     if order.start is None and order.end is None and order.fps is None and source.frame_count:
         return source.frame_count
-    if source.duration_s is None:
-        return None
-    part_s = min(source.duration_s, order.end or source.duration_s) - (order.start or 0.0)
-    return max(1, round(part_s * min(1 / source.frame_s, order.fps or float("inf"))))
+    part_s = expected_s(source, order)
+    return None if part_s is None else max(1, round(part_s * min(1 / source.frame_s, order.fps or math.inf)))
 
 
 def describe(source: VideoFile | Pictures, first: VideoFrame, turn: Turn, order: Order) -> dict[str, Any]:
@@ -170,12 +168,7 @@ class Selection:
                     continue
                 tick = step
             if time - part_start > order.max_duration_s:
-                raise Refusal(
-                    "TooLong",
-                    f"the video runs for more than {order.max_duration_s:g} s",
-                    limit=order.max_duration_s,
-                    actual=round(time - part_start, 3),
-                )
+                raise too_long(time - part_start, order)
             yield frame, time
 
 
@@ -189,15 +182,18 @@ def decode(source: VideoFile | Pictures, order: Order) -> None:
     say(video=describe(source, first, turn, order))
     height, width = (int(side) for side in sys.stdin.readline().split())
     upright = Upright(turn, (height, width), order.threads)
-    if order.start is not None and order.start > SEEK_AFTER_S:
-        frames = source.frames_from(origin + order.start)
+    looks_long = looks_too_long(source, order)
+    if looks_long:
+        check_packets(source, origin, order)
+    if looks_long or (order.start or 0.0) > SEEK_AFTER_S:
+        frames = source.frames_from(origin + (order.start or 0.0))
     else:
         frames = chain([first], frames)
 
     kept = resized = 0
     selection = Selection(order, origin, source.frame_s)
     for frame, time in selection.of(frames):
-        check_room(kept, 3 * height * width, source, order)
+        check_room(kept, 3 * height * width, order)
         resized += (frame.width, frame.height) != (first.width, first.height)
         pixels = upright.rows(frame)
         kept += 1
@@ -230,16 +226,37 @@ def good_part(what: str, source: VideoFile | Pictures) -> str:
     return f"{what} after {source.decoded} good frames{advice}"
 
 
-def check_room(kept: int, frame_bytes: int, source: VideoFile | Pictures, order: Order) -> None:
+def expected_s(source: VideoFile | Pictures, order: Order) -> float | None:
+    """How long the part is by the header."""
+    if source.duration_s is None:
+        return None
+    return min(source.duration_s, order.end or math.inf) - (order.start or 0.0)
+
+
+def looks_too_long(source: VideoFile | Pictures, order: Order) -> bool:
+    """By the header, which may lie."""
+    frames, seconds = expected_frames(source, order) or 0, expected_s(source, order) or 0.0
+    return frames > order.max_frames or seconds > order.max_duration_s
+
+
+def check_packets(source: VideoFile | Pictures, origin: float, order: Order) -> None:
+    """Refuse what is too long before all up to the limit is decoded in vain: a packet is read in microseconds."""
+    start, end = order.start or 0.0, order.end or math.inf
+    counts = order.fps is None and source.has_one_frame_a_packet
+    first, last, frames = math.inf, -math.inf, 0
+    for time in source.packet_times():
+        if start <= time - origin < end:
+            first, last, frames = min(first, time), max(last, time), frames + 1
+            if last - first > order.max_duration_s:
+                raise too_long(max(last - first, expected_s(source, order) or 0.0), order)
+            if counts and frames > order.max_frames:
+                raise too_many_frames(max(frames, expected_frames(source, order) or 0), order)
+
+
+def check_room(kept: int, frame_bytes: int, order: Order) -> None:
     """One more frame has to be within the limits."""
     if kept == order.max_frames:
-        whole = order.start is None and order.end is None and order.fps is None
-        raise Refusal(
-            "TooManyFrames",
-            f"the video has more than {order.max_frames} frames",
-            limit=order.max_frames,
-            actual=max(source.frame_count, kept + 1) if whole else kept + 1,
-        )
+        raise too_many_frames(kept + 1, order)
     if order.spool is not None and (kept + 1) * frame_bytes > order.max_bytes:
         raise Refusal(
             "TooManyFrames",
@@ -247,6 +264,16 @@ def check_room(kept: int, frame_bytes: int, source: VideoFile | Pictures, order:
             limit=kept,
             actual=kept + 1,
         )
+
+
+def too_many_frames(actual: int, order: Order) -> Refusal:
+    limit = order.max_frames
+    return Refusal("TooManyFrames", f"the video has more than {limit} frames", limit=limit, actual=actual)
+
+
+def too_long(actual_s: float, order: Order) -> Refusal:
+    limit = order.max_duration_s
+    return Refusal("TooLong", f"the video runs for more than {limit:g} s", limit=limit, actual=round(actual_s, 3))
 
 
 def as_refusal(error: Exception, source: VideoFile | Pictures | None, order: Order) -> Refusal:

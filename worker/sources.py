@@ -145,6 +145,10 @@ class VideoFile:
         return self.stream.codec_context.codec.canonical_name
 
     @property
+    def has_one_frame_a_packet(self) -> bool:
+        return self.codec in ONE_FRAME_A_PACKET
+
+    @property
     def sample_aspect_ratio(self) -> Fraction:
         ratio = self.stream.sample_aspect_ratio
         return ratio if ratio is not None and ratio > 0 else Fraction(1)
@@ -194,11 +198,21 @@ class VideoFile:
             if first is not None and first.time is not None and first.time <= time_s:
                 self.sought = True
                 return _with(first, frames)
+        self._reopen()
+        return self.frames()
+
+    def _reopen(self) -> None:
         self.container.close()
         os.lseek(self.file, 0, os.SEEK_SET)
         self.packets = self.decoded = self.damaged = 0
         self._open()
-        return self.frames()
+
+    def packet_times(self) -> Iterator[float]:
+        """When each frame is shown, on the container's own clock, without decoding it; in the order of the file."""
+        self._reopen()
+        for packet in self.container.demux(self.stream):
+            if packet.size and not packet.is_discard and packet.pts is not None and self.stream.time_base:
+                yield float(packet.pts * self.stream.time_base)
 
     def ends_early(self) -> bool:
         """After the last frame: the file is shorter than it says it is, where its format says so.
@@ -215,7 +229,7 @@ class VideoFile:
 
     def lost_frames(self) -> int:
         """After the last frame: how many a damaged file has and the codec passed over without a word."""
-        if self.sought or self.codec not in ONE_FRAME_A_PACKET:
+        if self.sought or not self.has_one_frame_a_packet:
             return 0  # after seeking, frames that need one before are passed over rightly
         return max(0, self.packets - self.decoded)
 
@@ -251,6 +265,7 @@ class Pictures:
 
     codec = "pictures"
     sample_aspect_ratio = Fraction(1)
+    has_one_frame_a_packet = True
     decoded = damaged = 0
     first_s, last_s = 0.0, 0.0
 
@@ -285,6 +300,9 @@ class Pictures:
 
     def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - from the first, then
         return self.frames()
+
+    def packet_times(self) -> Iterator[float]:
+        return (i * self.frame_s for i in range(self.frame_count))
 
     def ends_early(self) -> bool:
         return False

@@ -413,7 +413,7 @@ def test_a_folder_that_holds_no_pictures_or_a_broken_one_is_refused(tmp_path: Pa
     [
         ({"max_frames": 7}, TooManyFrames, 7, 8),
         ({"max_pixels": 96 * 128 - 1}, TooManyPixels, 96 * 128 - 1, 96 * 128),
-        ({"max_duration_s": 0.2}, TooLong, 0.2, 0.24),
+        ({"max_duration_s": 0.2}, TooLong, 0.2, 0.32),
         ({"max_bytes": 5 * 96 * 128 * 3}, TooManyFrames, 5, 6),
         ({"timeout_s": 0.001}, DeadlineExceeded, 0.001, 0.001),
     ],
@@ -428,6 +428,7 @@ def test_what_is_beyond_a_limit_is_refused_with_both_numbers(
 
 
 def test_limits_are_met_exactly(clip: Path) -> None:
+    """The header says 0.32 s, with the time that the last frame is shown."""
     limits = replace(LIMITS, max_frames=8, max_pixels=96 * 128, max_duration_s=0.28, max_bytes=8 * 96 * 128 * 3)
     assert len(read(clip, limits=limits).clip.frames) == 8
 
@@ -438,6 +439,32 @@ def test_limits_count_the_part_and_not_the_whole(long_clip: Path) -> None:
     with pytest.raises(TooManyFrames) as refused:
         read(long_clip, short_side=48, limits=limits)
     assert refused.value.actual == 450
+
+
+@pytest.mark.parametrize("limits", [{"max_frames": 2000}, {"max_duration_s": 2.0}])
+def test_what_is_much_too_long_is_refused_without_decoding_up_to_the_limit(
+    limits: dict[str, Any], tmp_path: Path
+) -> None:
+    """Five thousand frames, made by repeating a hundred."""
+    second, path = tmp_path / "second.mp4", tmp_path / "long.mp4"
+    write_video(second, np.zeros((100, 32, 32, 3), np.uint8), fps=1000, options={"bf": "0"})
+    with av.open(str(second)) as source, av.open(str(path), "w") as output:
+        given = source.streams.video[0]
+        packets = [(bytes(packet), packet.is_keyframe) for packet in source.demux(video=0) if packet.size]
+        stream = output.add_stream_from_template(given)
+        for i in range(5000):
+            data, key = packets[i % 100]
+            packet = av.Packet(data)
+            packet.pts = packet.dts = i
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 1000), key, stream
+            output.mux(packet)
+    told: list[int] = []
+    with pytest.raises((TooManyFrames, TooLong)) as refused:
+        read(path, short_side=32, limits=replace(LIMITS, **limits), on_progress=lambda done, _: told.append(done))
+    assert refused.value.actual == (5000 if "max_frames" in limits else 5.0)
+    assert set(told) == {0}
+    part = read(path, short_side=32, limits=replace(LIMITS, **limits), start=1.0, end=2.5)
+    assert len(part.clip.frames) == 1500
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
