@@ -1,33 +1,63 @@
-"""Refuse an upload before its body is read: too large by its own word, or no room in the queue.
+"""Refuse what can be refused before a body is read: no key, too many jobs, too large, no room.
 
 Endpoints run after the body has begun to come in; this small ASGI layer stands before them.
 """
 
-from anyio import to_thread
-from starlette.types import ASGIApp, Receive, Scope, Send
+from collections import Counter
 
-from service.errors import UploadTooLarge, UvosError
+from anyio import to_thread
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import KeyRequired, TooManyJobs, UploadTooLarge, UvosError
 from service.jobs import Jobs
+from service.keys import Keys
 from service.problems import respond
 
 FORM_OVERHEAD = 2**20  # bytes of a form beside the video
+PUBLIC = {"/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+PUBLIC_FOLDERS = ("/page/", "/problems/")  # everything else needs a key, where keys are asked for
 
 
 class Admission:
-    def __init__(self, app: ASGIApp, *, max_upload_bytes: int) -> None:
+    """Stands before the app; tells it whose request it is as `scope["uvos.owner"]`."""
+
+    def __init__(
+        self, app: ASGIApp, *, max_upload_bytes: int, keys: Keys | None = None, max_queued_per_key: int = 100
+    ) -> None:
         self.app = app
         self.limit = max_upload_bytes
+        self.keys = keys
+        self.max_queued_per_key = max_queued_per_key
+        self._incoming: Counter[str] = Counter()  # uploads on their way, by owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/segment":
-            try:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            owner = self._owner(scope)
+            scope["uvos.owner"] = owner
+            if scope["method"] == "POST" and scope["path"] == "/segment":
                 await self._admit(scope)
-            except UvosError as error:
-                response = respond(error)
-                response.headers["Connection"] = "close"  # the body will not be read
-                await response(scope, receive, send)
-                return
+                if owner is not None:
+                    await self._take(owner, scope, receive, send)
+                    return
+        except UvosError as error:
+            await self._refuse(error, scope, receive, send)
+            return
         await self.app(scope, receive, send)
+
+    def _owner(self, scope: Scope) -> str | None:
+        """Whose key it is; None where no keys are asked for, or none is needed.
+
+        Raises:
+            KeyRequired: there is none, or an unknown one.
+        """
+        path = scope["path"]
+        if self.keys is None or path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
+            return None
+        return self.keys.owner_of(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
 
     async def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -38,3 +68,40 @@ class Admission:
             )
         jobs: Jobs = scope["state"]["jobs"]
         await to_thread.run_sync(jobs.check_room)
+
+    async def _take(self, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the upload in if its owner may have one more job, and tell how many more."""
+        jobs: Jobs = scope["state"]["jobs"]
+        limit = self.max_queued_per_key
+        self._incoming[owner] += 1  # at once: of many that come together, no more than fit get in
+        try:
+            used = await to_thread.run_sync(jobs.open_of, owner) + self._incoming[owner]
+
+            async def send_with_limits(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    headers = MutableHeaders(scope=message)
+                    headers["RateLimit-Policy"] = f'"jobs";q={limit};qu="concurrent-requests"'
+                    headers["RateLimit"] = f'"jobs";r={max(0, limit - used)}'
+                await send(message)
+
+            if used > limit:
+                error = TooManyJobs(
+                    f"{limit} jobs of this key have not ended, more may not be",
+                    limit=limit,
+                    actual=limit,
+                    retry_after_s=10,
+                )
+                await self._refuse(error, scope, receive, send_with_limits)
+                return
+            await self.app(scope, receive, send_with_limits)
+        finally:
+            self._incoming[owner] -= 1
+            if not self._incoming[owner]:
+                del self._incoming[owner]
+
+    async def _refuse(self, error: UvosError, scope: Scope, receive: Receive, send: Send) -> None:
+        response = respond(error)
+        if isinstance(error, KeyRequired):
+            response.headers["WWW-Authenticate"] = "Bearer"
+        response.headers["Connection"] = "close"  # a body will not be read
+        await response(scope, receive, send)

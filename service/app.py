@@ -5,14 +5,17 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TypedDict
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 
 from service import problems
 from service.admission import Admission
 from service.broker import Broker, connect
 from service.contract import Problem
+from service.errors import KeyRequired
 from service.events import Listener
 from service.jobs import Jobs
+from service.keys import LOOPBACK, Keys
 from service.routes import events, health, jobs, page, results, segment
 from service.settings import Settings
 from service.storage import Storage
@@ -23,6 +26,8 @@ Send a video to `POST /segment`, poll `GET /jobs/{job_id}` until its status is `
 Every failure is an RFC 9457 problem with a stable `type`, the limit and the actual value.
 
 The method is *Betrayed by Attention* (Ding et al., ECCV 2024, arXiv:2311.17893)."""
+
+BEARER = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")  # `Admission` checks
 
 
 class State(TypedDict):
@@ -39,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.redis_url is None:
         raise ValueError("the API needs UVOS_REDIS_URL; `uvos up` starts a queue of its own")
     redis_url = settings.redis_url.get_secret_value()
+    keys = _keys(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -64,11 +70,37 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    app.add_middleware(Admission, max_upload_bytes=settings.max_upload_bytes)
-    for routes in (segment, jobs, events, results, health, page):
+    app.add_middleware(
+        Admission,
+        max_upload_bytes=settings.max_upload_bytes,
+        keys=keys,
+        max_queued_per_key=settings.max_queued_per_key,
+    )
+    for routes in (segment, jobs, events, results):
+        app.include_router(routes.router, responses=problems.problems(KeyRequired), dependencies=[Security(BEARER)])
+    for routes in (health, page):
         app.include_router(routes.router)
     _name_problem_schema(app)
     return app
+
+
+def _keys(settings: Settings) -> Keys | None:
+    """Who may ask; None where nobody needs a key.
+
+    Raises:
+        ValueError: a key is needed and there is none.
+    """
+    listed = settings.api_keys.get_secret_value() if settings.api_keys else None
+    keys = Keys(listed, settings.keys_file)
+    required = settings.require_key
+    if required is None:
+        required = bool(keys) or settings.host not in LOOPBACK
+    if required and not keys:
+        raise ValueError(
+            f"on {settings.host} the service needs API keys: make one with `uvos keys new NAME`, or set "
+            "UVOS_REQUIRE_KEY=false where everyone who can reach it may use it"
+        )
+    return keys if required else None
 
 
 def _name_problem_schema(app: FastAPI) -> None:

@@ -204,7 +204,7 @@ class Broker:
         texts: list[Any] = self.connection.lrange(_timings(model), 0, TIMINGS_KEPT - 1)
         found = []
         for text in texts:
-            with suppress(ValidationError):  # another version's
+            with suppress(ValidationError):  # Redis may hold anything
                 found.append(Timing.model_validate_json(text))
         return found
 

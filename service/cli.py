@@ -3,13 +3,14 @@
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from service.client import Client, RequestFailed
 from service.contract import Format, JobView, Mode, Status
 from service.embedded import EmbeddedServer
 from service.errors import UvosError
+from service.keys import add_key
 from service.settings import Settings
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     help="Any video to object masks, with no labels and no clicks: start the service, or send it a video.",
 )
+keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
+app.add_typer(keys, name="keys")
 console = Console(stderr=True)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -133,6 +137,17 @@ def jobs(
             console.print(f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}")
 
 
+@keys.command("new")
+def new_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is: jobs are seen by keys of their own name only.")],
+    data: Annotated[Path | None, typer.Option(help="The service's data folder. [default: data]")] = None,
+) -> None:
+    """Make an API key; it is told once, the service keeps its hash."""
+    settings = Settings() if data is None else Settings(data_dir=data)
+    print(add_key(settings.keys_file, name))
+    console.print(f"its hash is in {settings.keys_file}; a service that asks for keys knows it at once")
+
+
 def describe(job: JobView) -> str:
     """Where a job is, in a few words."""
     if job.status == Status.queued:
@@ -152,13 +167,17 @@ def _job_progress() -> Progress:
 def _serve(settings: Settings) -> None:
     """Run the API until it is told to stop."""
     from service.app import create_app
+    from service.deadlines import DeadlineProtocol
 
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each
     logging.basicConfig(level=logging.INFO, format="%(asctime)s api[%(process)d] %(message)s")
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        http="h11",  # cuts off endless headers, which httptools takes 200 MiB of
+        http=DeadlineProtocol,  # on h11, which cuts off endless headers; httptools takes 200 MiB of them
         log_level="warning",
         timeout_graceful_shutdown=5,
     )

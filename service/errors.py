@@ -73,6 +73,21 @@ class UploadTooLarge(UvosError):
     cure = "Send a shorter or smaller video, or raise UVOS_MAX_UPLOAD_BYTES."
 
 
+class RequestTooSlow(UvosError):
+    title, status = "Request too slow", 408
+    cure = "Send the request again over a better line; a kilobyte a second is the least."
+
+
+class KeyRequired(UvosError):
+    title, status = "API key required", 401
+    cure = "Send `Authorization: Bearer <key>`; `uvos keys new NAME` makes a key."
+
+
+class TooManyJobs(UvosError):
+    title, status = "Too many jobs", 429
+    cure = "Wait until some of your jobs have ended, or cancel them."
+
+
 class JobNotFound(UvosError):
     title, status = "Job not found", 404
     cure = "Check the id; a job and its results are removed together at `expires_at`."

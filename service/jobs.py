@@ -43,6 +43,7 @@ class Jobs:
         self.broker = broker
         self.settings = settings
         self._silent_until = 0.0
+        self._owners: dict[str, str | None] = {}  # of open jobs, so that counting them opens no file twice
         self.estimates = Estimates(broker)
 
     # --- submit
@@ -63,6 +64,16 @@ class Jobs:
                 actual=waiting,
                 retry_after_s=60,
             )
+
+    def open_of(self, owner: str) -> int:
+        """How many of this owner's jobs have not ended."""
+        known = self._owners
+        owners: dict[str, str | None] = {}
+        for job_id in self.storage.open_jobs():
+            with suppress(JobNotFound):
+                owners[job_id] = known[job_id] if job_id in known else self.storage.record(job_id).owner
+        self._owners = owners
+        return sum(one == owner for one in owners.values())
 
     def submit(
         self,

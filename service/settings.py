@@ -16,6 +16,14 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
 
+    # --- who may ask
+    api_keys: SecretStr | None = None
+    """name:sha256 of each API key, separated by commas."""
+    api_keys_file: Path | None = None
+    """The same, one a line, read again when it changes; default: keys.txt in the data folder."""
+    require_key: bool | None = None
+    """Whether requests need a key; default: unless the service listens on loopback alone and has no keys."""
+
     # --- what a request may ask for
     max_upload_bytes: int = Field(2 * 2**30, gt=0)
     max_queued_jobs: int = Field(1000, gt=0)
@@ -61,6 +69,10 @@ class Settings(BaseSettings):
     """One file to use for the default model instead of its own weights."""
     allow_hub: bool = True
     """Whether a worker may fetch weights from the hub."""
+
+    @property
+    def keys_file(self) -> Path:
+        return self.api_keys_file or self.data_dir / "keys.txt"
 
     @property
     def weights_folder(self) -> Path:

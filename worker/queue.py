@@ -294,7 +294,8 @@ class SegmentWorker(Worker):
                 if message.get("begun") == execution:
                     has_begun, deadline = True, now + self.settings.job_timeout_s
                 if message.get("done") == execution:
-                    self._learn(Timing.model_validate(message["timing"]))
+                    if "timing" in message:
+                        self._learn(Timing.model_validate(message["timing"]))
                     return ended(Status.succeeded)
                 if message.get("failed") == execution:
                     if message.get("restart"):

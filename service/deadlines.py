@@ -1,0 +1,69 @@
+"""HTTP connections that must get on: a deadline for headers, a least pace for bodies.
+
+A client that sends a byte now and then holds a connection, a task and a file for as long as it likes; h11 bounds the
+size of headers, nothing in uvicorn their time.
+"""
+
+import asyncio
+import json
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.errors import RequestTooSlow
+from service.problems import MEDIA_TYPE
+
+CHECK_S = 2.0
+HEADERS_WITHIN_S = 8.0
+BODY_WINDOW_S = 10.0
+BODY_BYTES_PER_WINDOW = 10_000  # a kilobyte a second: slower than any line that a video is sent over
+
+
+class DeadlineProtocol(H11Protocol):
+    """uvicorn's protocol, and an end to waiting."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._now = asyncio.get_running_loop().time
+        self._headers_since: float | None = self._now()
+        self._received = 0
+        self._window_since, self._window_received = self._now(), 0
+        self._schedule_check()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._headers_since = None
+        elif self._headers_since is None:
+            self._headers_since = self._now()
+
+    def _schedule_check(self) -> None:
+        asyncio.get_running_loop().call_later(CHECK_S, self._check)
+
+    def _check(self) -> None:
+        if self.transport.is_closing():
+            return
+        now = self._now()
+        if self._headers_since is not None and now - self._headers_since > HEADERS_WITHIN_S:
+            self._cut_off(f"the headers did not arrive within {HEADERS_WITHIN_S:g} s")
+            return
+        if self.conn.their_state is not h11.SEND_BODY or self.flow.read_paused:  # it is not they who are slow
+            self._window_since, self._window_received = now, self._received
+        elif now - self._window_since >= BODY_WINDOW_S:
+            if self._received - self._window_received < BODY_BYTES_PER_WINDOW:
+                self._cut_off(f"less than {BODY_BYTES_PER_WINDOW} bytes arrived in {BODY_WINDOW_S:g} s")
+                return
+            self._window_since, self._window_received = now, self._received
+        self._schedule_check()
+
+    def _cut_off(self, why: str) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # whatever the app says now comes too late
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            problem = RequestTooSlow(why).problem()
+            body = json.dumps(problem.model_dump(exclude_none=True)).encode()
+            headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
+            for event in (h11.Response(status_code=408, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

@@ -1,0 +1,126 @@
+"""Connections that hold on and send nothing to speak of are cut off; others do not notice them."""
+
+import os
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx
+import pytest
+
+CLOSED_WITHIN_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def port(valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("api")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+    environment = os.environ | {"UVOS_REDIS_URL": valkey.url, "UVOS_DATA_DIR": str(folder)}
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(number)]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, env=environment, stderr=log) as process:
+        _wait_for(number, process)
+        yield number
+        process.terminate()
+
+
+def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("the API did not start")
+
+
+def connect(port: int, first: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(first)
+    connection.setblocking(False)
+    return connection
+
+
+SILENT = b""
+HEADERS = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-A: "
+BODY = (
+    b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    b'Content-Length: 1000000\r\n\r\n--x\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
+)
+AFTER_ANSWER = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\n"
+
+
+def test_slow_connections_are_closed_and_others_do_not_notice(port: int) -> None:
+    kinds = (SILENT, HEADERS, BODY, AFTER_ANSWER)
+    slow = {connect(port, kinds[index % len(kinds)]): index for index in range(200)}
+    opened_at = time.monotonic()
+    answers, last_drip, last_ask = [], opened_at, 0.0
+    with selectors.DefaultSelector() as selector, httpx.Client(trust_env=False) as healthy:
+        for connection in slow:
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map() and time.monotonic() - opened_at < CLOSED_WITHIN_S:
+            for key, _ in selector.select(0.05):
+                try:
+                    is_open = bool(key.fileobj.recv(4096))  # type: ignore[union-attr]
+                except ConnectionError:
+                    is_open = False
+                if not is_open:
+                    selector.unregister(key.fileobj)
+            now = time.monotonic()
+            if now - last_drip > 1:
+                last_drip = now
+                for connection, index in slow.items():
+                    if index % len(kinds) and connection in selector.get_map():
+                        with suppress(OSError):
+                            connection.send(b"x")
+            if now - last_ask > 0.1:
+                last_ask = now
+                healthy.get(f"http://127.0.0.1:{port}/livez").raise_for_status()
+                answers.append(time.monotonic() - now)
+        left = len(selector.get_map())
+    for connection in slow:
+        connection.close()
+    assert left == 0, f"{left} are still open after {CLOSED_WITHIN_S} s"
+    assert statistics.median(answers) < 0.25
+
+
+def test_a_slow_body_is_told_why_and_leaves_nothing(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(BODY)
+        connection.settimeout(CLOSED_WITHIN_S)
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/request-too-slow" in answer
+
+
+def test_endless_headers_are_cut_off(port: int) -> None:
+    sent = 0
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(CLOSED_WITHIN_S)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        with suppress(ConnectionError):
+            while sent < 2**24:
+                sent += connection.send(b"X-Header: " + b"x" * 4000 + b"\r\n")
+    assert sent < 2**22
+
+
+def test_an_upload_at_a_common_pace_goes_through(port: int) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n\0\0\0\x18ftypmp42'
+        for _ in range(12):
+            time.sleep(1)
+            yield bytes(4096)
+        yield b"\r\n--x--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = httpx.post(f"http://127.0.0.1:{port}/segment", content=body(), headers=headers, trust_env=False)
+    assert response.status_code == 202
