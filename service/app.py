@@ -19,6 +19,7 @@ from service.keys import LOOPBACK, Keys
 from service.routes import events, health, jobs, page, results, segment
 from service.settings import Settings
 from service.storage import Storage
+from service.webhooks import Webhooks
 
 DESCRIPTION = """Turns any video into object masks, with no labels and no clicks.
 
@@ -51,13 +52,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         connection = connect(redis_url)
         listener = Listener(redis_url)
         storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
+        found = Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings)
+        webhooks = _webhooks(settings, found)
         try:
-            yield State(
-                settings=settings,
-                jobs=Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings),
-                listener=listener,
-            )
+            yield State(settings=settings, jobs=found, listener=listener)
         finally:
+            if webhooks is not None:
+                webhooks.stop()
             await listener.close()
             connection.close()
 
@@ -101,6 +102,20 @@ def _keys(settings: Settings) -> Keys | None:
             "UVOS_REQUIRE_KEY=false where everyone who can reach it may use it"
         )
     return keys if required else None
+
+
+def _webhooks(settings: Settings, jobs: Jobs) -> Webhooks | None:
+    """Delivers what is to be told, where webhooks are on."""
+    if settings.webhook_secret is None:
+        return None
+    webhooks = Webhooks(
+        jobs.storage,
+        secret=settings.webhook_secret.get_secret_value(),
+        networks=settings.webhook_networks,
+        view=lambda job_id: jobs.view(jobs.storage.record(job_id)),
+    )
+    webhooks.start()
+    return webhooks
 
 
 def _name_problem_schema(app: FastAPI) -> None:

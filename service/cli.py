@@ -1,5 +1,6 @@
 """`uvos`: start the service, use it from the command line. The client's commands talk HTTP only."""
 
+import base64
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from service.embedded import EmbeddedServer
 from service.errors import UvosError
 from service.keys import add_key
 from service.settings import Settings
+from service.webhooks import secret_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,6 +148,17 @@ def new_key(
     settings = Settings() if data is None else Settings(data_dir=data)
     print(add_key(settings.keys_file, name))
     console.print(f"its hash is in {settings.keys_file}; a service that asks for keys knows it at once")
+
+
+@keys.command("webhook")
+def webhook_secret(
+    name: Annotated[str, typer.Argument(help="Whose webhooks it signs; empty where no keys are asked for.")] = "",
+) -> None:
+    """Tell the secret by which a caller checks the webhooks it gets."""
+    secret = Settings().webhook_secret
+    if secret is None:
+        raise ValueError("set UVOS_WEBHOOK_SECRET as the service has it")
+    print("whsec_" + base64.b64encode(secret_of(secret.get_secret_value(), name or None)).decode())
 
 
 def describe(job: JobView) -> str:

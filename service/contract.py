@@ -181,6 +181,8 @@ class JobRecord(BaseModel):
     params: JobParams
     idempotency_key: str | None = None
     """Digest of owner and Idempotency-Key."""
+    callback_url: str | None = None
+    """Whom to tell how it ended."""
 
 
 class JobEnd(BaseModel):
@@ -297,6 +299,26 @@ class Links(BaseModel):
     """Once succeeded: one for each tau, in the order asked for."""
 
 
+class Delivery(BaseModel):
+    """One attempt to tell a client's server how its job ended."""
+
+    attempt: int = Field(ge=1)
+    at: datetime
+    status: int | None = None
+    """What the server answered; absent where it did not."""
+    error: str | None = None
+    """Why there is no answer."""
+    next_at: datetime | None = None
+    """When it will be tried again; absent where it will not."""
+
+
+class Callback(BaseModel):
+    """Whom a job's end is told to, and how that went."""
+
+    url: str
+    last_delivery: Delivery | None = None
+
+
 class JobView(BaseModel):
     """A job as its owner sees it."""
 
@@ -327,6 +349,8 @@ class JobView(BaseModel):
     """As they are used: defaults filled in."""
     error: Problem | None = None
     """Why it failed."""
+    callback: Callback | None = None
+    """Where a `callback_url` was given."""
     links: Links
 
 

@@ -10,6 +10,7 @@ import redis
 
 from service.broker import Broker
 from service.contract import (
+    Callback,
     Format,
     JobEnd,
     JobPage,
@@ -84,6 +85,7 @@ class Jobs:
         sha256: str,
         owner: str | None = None,
         idempotency_key: str | None = None,
+        callback_url: str | None = None,
     ) -> JobView:
         """Accept a job: once this returns, it will end as succeeded, failed or canceled.
 
@@ -102,8 +104,9 @@ class Jobs:
             video_sha256=sha256,
             params=filled,
             idempotency_key=_digest(owner or "", idempotency_key) if idempotency_key else None,
+            callback_url=callback_url,
         )
-        kept = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json()))
+        kept = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json(), callback_url or ""))
         try:
             with self._queue_answers():
                 if self.storage.end(kept.id) is None:
@@ -160,7 +163,10 @@ class Jobs:
                     position = self.broker.position(record.id)
                 estimate = self.estimates.of(record, progress, position)
             end = self.storage.end(record.id)  # it may have ended while Redis was asked
-        return compose(record, end, progress, position, estimate)
+        view = compose(record, end, progress, position, estimate)
+        if record.callback_url is not None:
+            view.callback = Callback(url=record.callback_url, last_delivery=self.storage.last_delivery(record.id))
+        return view
 
     def page(self, *, owner: str | None, before: str | None, status: Status | None, size: int = PAGE_SIZE) -> JobPage:
         """This owner's jobs, newest first."""

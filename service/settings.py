@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, IPvAnyNetwork, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -23,6 +23,12 @@ class Settings(BaseSettings):
     """The same, one a line, read again when it changes; default: keys.txt in the data folder."""
     require_key: bool | None = None
     """Whether requests need a key; default: unless the service listens on loopback alone and has no keys."""
+
+    # --- whom to tell
+    webhook_secret: SecretStr | None = Field(None, min_length=16)
+    """Signs webhooks; None sends none. Each caller's own secret is made of it: `uvos keys webhook NAME`."""
+    webhook_networks: list[IPvAnyNetwork] = []
+    """Networks that webhooks may be sent to although they are not public, as JSON: ["10.1.0.0/16"]."""
 
     # --- what a request may ask for
     max_upload_bytes: int = Field(2 * 2**30, gt=0)

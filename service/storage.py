@@ -7,7 +7,9 @@
     jobs/<id>/deaths/<n>        a worker process died of this job
     jobs/<id>/work/<execution>  what an execution writes
     jobs/<id>/end.json          how it ended, the last claim by another name; names the execution with the result
+    jobs/<id>/deliveries/<n>    the n-th attempt to tell the client's own server
     open/<id>                   the job has not ended
+    callbacks/<id>              somebody is still to be told how the job ended
     keys/<digest>.json          an Idempotency-Key and its job
 
 A record is made once, by a hard link of a complete file: of two writers exactly one succeeds. That makes the claims a
@@ -15,13 +17,15 @@ log: an execution that began as claim n may end the job only as claim n + 1, so 
 it slept and wherever, can publish nothing, and whoever cancels a job is one more writer of that log.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -29,7 +33,7 @@ from typing import BinaryIO, Self
 
 from pydantic import BaseModel
 
-from service.contract import JobEnd, JobRecord
+from service.contract import Delivery, JobEnd, JobRecord
 from service.errors import IdempotencyConflict, JobNotFound, StorageFull
 
 ORPHAN_AGE_S = 3600.0  # an upload or job folder that nobody finished for this long is removed
@@ -108,7 +112,7 @@ class Storage:
     def __init__(self, root: Path, *, result_ttl_s: int) -> None:
         self.root = root
         self.result_ttl_s = result_ttl_s
-        for name in ("uploads", "jobs", "open", "keys"):
+        for name in ("uploads", "jobs", "open", "keys", "callbacks"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     # --- submit
@@ -149,6 +153,8 @@ class Storage:
                     if kept.id != record.id:
                         self.delete(record.id)
                         return kept
+                if record.callback_url is not None:
+                    (self.root / "callbacks" / record.id).touch()
                 self.open(record.id)
             except (OSError, IdempotencyConflict):
                 self.delete(record.id)
@@ -338,11 +344,53 @@ class Storage:
                     shutil.rmtree(folder, ignore_errors=True)
         (self.root / "open" / job_id).unlink(missing_ok=True)
 
+    # --- tell
+
+    def callbacks(self) -> list[str]:
+        """Jobs whose end is still to be told to somebody."""
+        return os.listdir(self.root / "callbacks")
+
+    @contextmanager
+    def callback_turn(self, job_id: str) -> Iterator[bool]:
+        """Whether it is this process's turn to tell: one at a time; the kernel takes the turn back from the dead."""
+        try:
+            marker = (self.root / "callbacks" / job_id).open("rb")
+        except FileNotFoundError:
+            yield False
+            return
+        with marker:
+            try:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_ours = True
+            except BlockingIOError:
+                is_ours = False
+            yield is_ours
+
+    def last_delivery(self, job_id: str) -> Delivery | None:
+        """The latest attempt."""
+        folder = self._job(job_id) / "deliveries"
+        with suppress(FileNotFoundError):
+            numbers = [int(name) for name in os.listdir(folder) if name.isdigit()]
+            if numbers:
+                return Delivery.model_validate_json((folder / str(max(numbers))).read_bytes())
+        return None
+
+    def note_delivery(self, job_id: str, delivery: Delivery) -> None:
+        folder = self._job(job_id) / "deliveries"
+        with suppress(FileNotFoundError):
+            folder.mkdir(exist_ok=True)
+            _create_once(folder / str(delivery.attempt), delivery.model_dump_json(exclude_none=True).encode())
+
+    def end_callback(self, job_id: str) -> None:
+        """Nobody is to be told any more."""
+        (self.root / "callbacks" / job_id).unlink(missing_ok=True)
+
     # --- remove
 
     def delete(self, job_id: str) -> None:
         """Remove a job with everything it has, its idempotency key included."""
         (self.root / "open" / job_id).unlink(missing_ok=True)
+        self.end_callback(job_id)
         with suppress(JobNotFound, FileNotFoundError):
             key = self.record(job_id).idempotency_key
             if key is not None and json.loads(self._key(key).read_bytes())["job_id"] == job_id:

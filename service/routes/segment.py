@@ -19,11 +19,19 @@ from service.errors import (
     UploadTooLarge,
 )
 from service.problems import problems
+from service.settings import Settings
 from service.upload import params_of, receive, video_name
+from service.webhooks import MAX_URL, check_url
 
 router = APIRouter(tags=["segment"])
 
 POLL_AFTER_S = 1
+CALLBACK_URL = {
+    "type": "string",
+    "maxLength": MAX_URL,
+    "examples": ["https://example.com/hooks/uvos"],
+    "description": "Where to POST how the job ended (Standard Webhooks); only where the service sends webhooks.",
+}
 
 
 def form_schema() -> dict[str, Any]:
@@ -36,7 +44,7 @@ def form_schema() -> dict[str, Any]:
         "type": "object",
         "required": ["video"],
         "additionalProperties": False,
-        "properties": {"video": video, **properties},
+        "properties": {"video": video, **properties, "callback_url": CALLBACK_URL},
     }
 
 
@@ -98,7 +106,8 @@ async def segment(
     form = await receive(request, jobs.storage, max_upload_bytes=settings.max_upload_bytes)
     assert form.upload is not None
     with form.upload as upload:
-        params = params_of(form.fields)
+        callback_url = _callback_url(form.fields, settings)
+        params = params_of([field for field in form.fields if field[0] != "callback_url"])
         sha256 = await to_thread.run_sync(upload.finish)
         job = await to_thread.run_sync(
             lambda: jobs.submit(
@@ -108,8 +117,25 @@ async def segment(
                 sha256=sha256,
                 owner=owner,
                 idempotency_key=idempotency_key,
+                callback_url=callback_url,
             )
         )
     response.headers["Location"] = job.links.self
     response.headers["Retry-After"] = str(POLL_AFTER_S)
     return job
+
+
+def _callback_url(fields: list[tuple[str, str]], settings: Settings) -> str | None:
+    """Whom to tell.
+
+    Raises:
+        InvalidParameters: no webhooks are sent, or not to such a URL.
+    """
+    urls = [value for name, value in fields if name == "callback_url"]
+    if not urls:
+        return None
+    if settings.webhook_secret is None:
+        raise InvalidParameters("callback_url: this service sends no webhooks (UVOS_WEBHOOK_SECRET is not set)")
+    if len(urls) > 1:
+        raise InvalidParameters("callback_url: given twice", limit=1, actual=len(urls))
+    return check_url(urls[0])
