@@ -14,7 +14,7 @@ from service.contract import Clustering, JobParams, Motion, Progress, SecondsRan
 
 NEAREST = 5  # timed jobs an estimate is made of: those whose work is most like the job's
 FIXED = 0.3  # of a timed stage's seconds at most this share is taken not to depend on its work
-MARGIN = 1.3  # a loaded machine, a video with more clusters
+MARGIN = 1.6  # a machine that others load meanwhile, a video with more clusters
 MARGIN_BEFORE_DECODING = 2.0  # the bytes of a file say little about its frames
 MARGIN_UNTIMED = 5.0  # no job of the model has been timed here
 SHARE_THAT_SHOWS = 0.1  # of a stage's frames: from here on its own pace counts

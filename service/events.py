@@ -65,10 +65,12 @@ class Listener:
         await self._redis.aclose()
 
 
-async def follow(jobs: Jobs, listener: Listener, record: JobRecord, last: str | None) -> AsyncIterator[Event | None]:
+async def follow(
+    jobs: Jobs, listener: Listener, record: JobRecord, last: str | None, *, keep_alive_s: float = KEEP_ALIVE_S
+) -> AsyncIterator[Event | None]:
     """The job as it is now, or every progress after event `last`; then every change; at last its end.
 
-    None is yielded where nothing has happened for `KEEP_ALIVE_S`.
+    None is yielded where nothing has happened for `keep_alive_s`.
     """
     told: JobView | None = None
     spoke_at = time.monotonic()
@@ -94,7 +96,7 @@ async def follow(jobs: Jobs, listener: Listener, record: JobRecord, last: str | 
         if await to_thread.run_sync(jobs.storage.has_ended, record.id):
             yield Event(THE_END, await to_thread.run_sync(_ended, jobs, record))
             return
-        if time.monotonic() - spoke_at > KEEP_ALIVE_S:
+        if time.monotonic() - spoke_at > keep_alive_s:
             spoke_at = time.monotonic()
             yield None
 
