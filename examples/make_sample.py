@@ -120,18 +120,23 @@ def pebbles(random: np.random.Generator) -> Image:
     rows, columns = height // cell + 5, width // cell + 5
     points = random.uniform(0.12, 0.88, (rows, columns, 2)).astype(np.float32)
     tones = random.uniform(size=(rows, columns)).astype(np.float32)
-    first = np.full((height, width), np.inf, np.float32)
-    second = first.copy()
-    tone = np.zeros((height, width), np.float32)
-    row, column = np.clip(y // cell + 2, 1, rows - 2).astype(int), np.clip(x // cell + 2, 1, columns - 2).astype(int)
-    for i in (-1, 0, 1):
-        for j in (-1, 0, 1):
-            at = points[row + i, column + j]
-            distance = np.hypot((row + i - 2 + at[..., 0]) * cell - y, (column + j - 2 + at[..., 1]) * cell - x)
-            nearer = distance < first
-            second = np.where(nearer, first, np.minimum(second, distance))
-            tone = np.where(nearer, tones[row + i, column + j], tone)
-            first = np.minimum(first, distance)
+    first, second, tone = (np.full((height, width), np.inf, np.float32) for _ in range(3))
+    for top in range(0, height, 32):  # a few rows at a time stay in the processor's cache
+        band = np.s_[top : top + 32]
+        row, column = (y[band] // cell + 2).astype(int), (x[band] // cell + 2).astype(int)
+        row, column = np.clip(row, 1, rows - 2), np.clip(column, 1, columns - 2)
+        for i in (-1, 0, 1):
+            for j in (-1, 0, 1):
+                at = points[row + i, column + j]
+                down, right = (
+                    (row + i - 2 + at[..., 0]) * cell - y[band],
+                    (column + j - 2 + at[..., 1]) * cell - x[band],
+                )
+                distance = np.hypot(down, right)
+                nearer = distance < first[band]
+                second[band] = np.where(nearer, first[band], np.minimum(second[band], distance))
+                tone[band] = np.where(nearer, tones[row + i, column + j], tone[band])
+                first[band] = np.minimum(first[band], distance)
     gap = (second - first) / cell
     stone = smoothstep(0.02, 0.35, gap)
     grain = noise(random, (height, width), 5 * SCALE, 2)
