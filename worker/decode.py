@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,7 @@ def stream_frames(
     fps: float | None = None,
     limits: DecodeLimits,
     work: Path | None = None,
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8], None, None]:
     """The frames of `read_clip` or, for a folder, `read_folder` once more, one at a time.
 
     At most two frames are held, whatever the length. Time spent between frames does not count towards the timeout.
@@ -202,7 +202,7 @@ def stream_frames(
 
 def _frames(
     source: "_Input", selection: "_Selection", size: tuple[int, int] | None, limits: DecodeLimits, threads: int
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8], None, None]:
     order = _order(source, None, selection, limits, threads)
     with DecoderProcess(order, timeout_s=limits.timeout_s, stall_s=limits.stall_s) as decoder:
         size = decoder.answer(lambda shown: size or shown)

@@ -5,7 +5,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -441,9 +441,8 @@ def _draw(
             overlays = [
                 stack.enter_context(OverlayWriter(folder / "overlay.mp4", size, clip.pts_s)) for folder in folders
             ]
-            pictures = stream_frames(
-                source, start=params.start, end=params.end, fps=params.fps, limits=limits, work=out
-            )
+            again = stream_frames(source, start=params.start, end=params.end, fps=params.fps, limits=limits, work=out)
+            pictures = stack.enter_context(closing(again))
         pool = stack.enter_context(ThreadPoolExecutor(DRAWING_THREADS))
         waiting: deque[list[Future[tuple[dict[int, str], NDArray[np.uint16] | None]]]] = deque()
         drawn = 0
