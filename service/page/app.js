@@ -166,7 +166,7 @@ function showStages(stage) {
 function duration({ low, high }) {
   const text = (seconds) => (seconds < 90 ? `${Math.max(1, Math.round(seconds))} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`);
   const [from, to] = [text(low), text(high)];
-  return from === to ? `about ${to}` : low < 1 ? `up to ${to}` : `${from.split(" ")[1] === to.split(" ")[1] ? from.split(" ")[0] : from}–${to}`;
+  return from === to ? `about ${to}` : low < 1 || high > 8 * low ? `up to ${to}` : `${from.split(" ")[1] === to.split(" ")[1] ? from.split(" ")[0] : from}–${to}`;
 }
 
 const bytes = (size) => (size < 1e6 ? `${Math.ceil(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`);
@@ -256,25 +256,25 @@ function showLegend(layer) {
   const ranked = layer.kind === "level" ? layer.objects : [...layer.objects].sort((one, other) => mean(other.areas) - mean(one.areas));
   const shown = ranked.slice(0, LEGEND_ROWS);
   $("more").textContent = ranked.length > shown.length ? `and ${ranked.length - shown.length} smaller ones` : ranked.length ? "" : "Nothing stands out from the background at this level.";
-  $("legend").replaceChildren(...shown.map((object, index) => legendRow(object, index)));
+  $("legend").replaceChildren(...shown.map((object, index) => legendRow(object, index, layer.kind === "level" ? `Object ${object.id}` : `Group ${object.id}`)));
   requestAnimationFrame(() => shown.forEach((object, index) => plot($("legend").children[index].querySelector("canvas"), object)));
 }
 
 const mean = (areas) => areas.reduce((sum, value) => sum + value, 0) / areas.length;
 
-function legendRow(object, index) {
+function legendRow(object, index, title) {
   const row = document.createElement("li");
   const button = document.createElement("button");
   const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
   swatch.style.background = swatch.style.borderColor = object.color;
-  const name = Object.assign(document.createElement("span"), { textContent: `Object ${object.id}` });
+  const name = Object.assign(document.createElement("span"), { textContent: title });
   const span = Object.assign(document.createElement("span"), { className: "muted small", textContent: `${clock(object.first)}–${clock(object.last)} s` });
   const plotted = Object.assign(document.createElement("span"), { className: "plot" });
   plotted.append(document.createElement("canvas"));
   button.type = "button";
   button.title = index < 9 ? `Key ${index + 1} hides it` : "Click hides it";
   button.setAttribute("aria-pressed", "true");
-  button.setAttribute("aria-label", `Object ${object.id}, seen from ${clock(object.first)} to ${clock(object.last)} seconds, ${(100 * Math.max(...object.areas)).toFixed(1)} % of the frame at most: shown`);
+  button.setAttribute("aria-label", `${title}, seen from ${clock(object.first)} to ${clock(object.last)} seconds, ${(100 * Math.max(...object.areas)).toFixed(1)} % of the frame at most`);
   button.append(swatch, name, span, plotted);
   button.onclick = () => {
     const hide = !player.hidden.has(object.id);

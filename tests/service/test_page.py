@@ -1,0 +1,254 @@
+"""The page in a real browser: drop, wait, scrub, slide, download. Chromium comes from the system's packages."""
+
+import base64
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from starlette.testclient import TestClient
+
+from tests.videos import Shape, make_scene, write_video
+
+FOLDER = Path(__file__).parents[2] / "service" / "page"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+FRAMES = 16
+JOB_MS = 120_000
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("REQUIRE_BROWSER") != "1", reason="there is no Chromium here"
+)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scene = make_scene([Shape("disc", 48, (48, 30), (0, 4))], frames=FRAMES)
+    return write_video(tmp_path_factory.mktemp("video") / "my clip.mp4", scene.frames, fps=16)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, service_url: str) -> Iterator[Page]:
+    """The page, of which no address outside the service and no error is accepted."""
+    context = browser.new_context(base_url=service_url, viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if is_error(message) else None)
+    page.on(
+        "request",
+        lambda request: (
+            wrong.append(request.url) if not request.url.startswith((service_url, "blob:" + service_url)) else None
+        ),
+    )
+    page.goto("/")
+    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("[name=tau]")).not_to_have_value("")
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def is_error(message: ConsoleMessage) -> bool:
+    """Whether the page failed; that the service refused something is told on the page."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource: the server responded")
+
+
+def drop(page: Page, video: Path) -> None:
+    """Drop a file as a person does."""
+    page.evaluate(
+        """([name, data]) => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], name, {type: "video/mp4"}));
+            document.querySelector("#drop").dispatchEvent(
+                new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        [video.name, base64.b64encode(video.read_bytes()).decode()],
+    )
+
+
+def options(page: Page, tau: str = "1, 0.3") -> None:
+    page.click("#start summary")
+    page.fill("[name=tau]", tau)
+    page.select_option("[name=background]", "keep")  # so that there is something to see, whatever the model
+
+
+@pytest.fixture
+def result(page: Page, video: Path) -> Page:
+    """The page with a result: two levels, every format."""
+    options(page)
+    drop(page, video)
+    expect(page.locator("#result")).to_be_visible(timeout=JOB_MS)
+    expect(page.locator("#legend button").first).to_be_visible()
+    expect(page.locator("#grain")).to_be_visible()
+    return page
+
+
+def painted(page: Page) -> int:
+    """Pixels of the canvas that are not transparent."""
+    count: int = page.evaluate(
+        """() => {
+            const canvas = document.querySelector("#canvas");
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let i = 3; i < data.length; i += 4) count += data[i] > 0;
+            return count;
+        }"""
+    )
+    return count
+
+
+def scrub(page: Page, frame: int) -> None:
+    page.locator("#scrub").fill(str(frame))
+    page.wait_for_function("() => !document.querySelector('#video').seeking")
+
+
+@needs_browser
+def test_drop_wait_scrub_slide_download(result: Page, tmp_path: Path) -> None:
+    expect(result.locator("#result-title")).to_have_text("my clip")
+    expect(result.locator("#facts")).to_contain_text(f"128×96 · {FRAMES} frames")
+    assert painted(result) > 0
+
+    for frame in (0, 5, FRAMES - 1):
+        scrub(result, frame)
+        expect(result.locator("#clock")).to_contain_text(f"{frame}/{FRAMES - 1}")
+        seen = result.evaluate("document.querySelector('#video').currentTime")
+        assert frame / 16 <= seen < (frame + 1) / 16
+
+    requests: list[str] = []
+    result.on("request", lambda request: requests.append(request.url))
+    names = set()
+    for stop in range(int(result.get_attribute("#level", "max") or 0) + 1):
+        result.locator("#level").fill(str(stop))
+        names.add(result.inner_text("#level-name"))
+    assert {name.split(" · ")[0] for name in names} == {"τ 0.3", "τ 1"}
+    assert requests == []
+
+    links = result.locator("#downloads a")
+    expect(links).to_have_text(["PNG masks", "RLE JSON", "Overlay MP4", "YouTube-VIS", "CVAT XML", "Manifest"])
+    for index in range(links.count()):
+        with result.expect_download() as download:
+            links.nth(index).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        assert path.stat().st_size > 100
+        if path.suffix == ".zip":
+            assert len(zipfile.ZipFile(path).namelist()) == FRAMES
+
+
+@needs_browser
+def test_the_keyboard_plays_steps_and_hides(result: Page) -> None:
+    result.focus("#stage")
+    for key, frame in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Shift+ArrowRight", 11)]:
+        result.keyboard.press(key)
+        expect(result.locator("#scrub")).to_have_value(str(frame))
+    result.keyboard.press(" ")
+    expect(result.locator("#play")).to_have_attribute("aria-label", "Pause")
+    result.wait_for_timeout(400)
+    result.keyboard.press(" ")
+    expect(result.locator("#play")).to_have_attribute("aria-label", "Play")
+    result.wait_for_timeout(200)
+    frame = int(result.input_value("#scrub"))
+    seen = result.evaluate("document.querySelector('#video').currentTime")
+    assert abs(seen - frame / 16) < 1.6 / 16  # masks are in step with what is shown
+
+    scrub(result, 3)
+    before = painted(result)
+    hidden = result.locator("#legend button").first
+    result.focus("#stage")
+    result.keyboard.press("1")
+    expect(hidden).to_have_attribute("aria-pressed", "false")
+    assert painted(result) < before
+    result.keyboard.press("1")
+    assert painted(result) == before
+
+
+@needs_browser
+def test_the_command_makes_the_same_job(result: Page, service_url: str) -> None:
+    result.click("summary:has-text('command line')")
+    command = result.inner_text("#curl")
+    for part in (f"{service_url}/segment", "video=@my clip.mp4", "tau=1 ", "tau=0.3", "background=keep", "model="):
+        assert part in command
+
+
+@needs_browser
+@pytest.mark.usefixtures("result")
+def test_a_job_from_the_list_shows_its_masks_without_the_video(browser: Browser, service_url: str, video: Path) -> None:
+    context = browser.new_context(base_url=service_url, color_scheme="dark", viewport={"width": 360, "height": 740})
+    other = context.new_page()
+    other.goto("/")
+    other.locator("#jobs a").first.click()
+    expect(other.locator("#legend button").first).to_be_visible()
+    assert painted(other) > 0
+    assert other.evaluate("document.documentElement.scrollWidth") <= 360
+    other.locator("#attach input").set_input_files(video)
+    expect(other.locator("#video")).to_be_visible()
+    context.close()
+
+
+@needs_browser
+def test_a_job_can_be_canceled(page: Page, tmp_path: Path) -> None:
+    frames = make_scene([Shape("disc", 48, (48, 30), (0, 0.2))], frames=400).frames
+    drop(page, write_video(tmp_path / "long.mp4", frames))
+    expect(page.locator("#where")).to_contain_text("frame", timeout=JOB_MS)
+    expect(page.locator("#left")).not_to_be_empty()
+    page.click("#cancel")
+    expect(page.locator("#problem")).to_contain_text("Canceled")
+    expect(page.locator("#start")).to_be_visible()
+
+
+@needs_browser
+def test_what_is_no_video_is_refused_in_words(page: Page) -> None:
+    page.locator("#file").set_input_files({"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"not a video at all"})
+    expect(page.locator("#problem")).to_contain_text("Not a video")
+
+
+@needs_browser
+def test_everything_has_a_name_for_a_screen_reader(result: Page) -> None:
+    nameless = result.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, a, canvas[role], video")]
+            .filter((each) => each.tagName !== "VIDEO" && !(each.getAttribute("aria-label") || each.labels?.length
+                || each.textContent.trim() || each.closest("label")))
+            .map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_the_page_is_small_and_shut_in(http: TestClient) -> None:
+    files = [path for path in FOLDER.iterdir() if path.suffix != ".mp4"]
+    assert sum(path.stat().st_size for path in files) <= 60_000
+    for path in ["/", *(f"/page/{path.name}" for path in files)]:
+        response = http.get(path)
+        assert response.status_code == 200
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
+    assert "http" not in "".join(path.read_text() for path in files).replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_sample_is_served(http: TestClient) -> None:
+    response = http.get("/page/sample.mp4")
+    assert response.headers["content-type"] == "video/mp4"
+    assert response.content == (FOLDER / "sample.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2fapp.py", "%2e%2e/app.py", "app.py", ".", "a" * 100])
+def test_nothing_else_is_served(http: TestClient, name: str) -> None:
+    assert http.get(f"/page/{name}").status_code in (404, 422)
