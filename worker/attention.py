@@ -1,5 +1,7 @@
 """Tokens -> spatio-temporal attention maps over the key frames, block by block."""
 
+import threading
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.clip import PatchGrid
+from worker.crew import Crew
 
-TILE_BYTES = 2**21  # one head's scores of a tile: what a core's second-level cache holds
+TILE_BYTES = 5 * 2**18  # one head's scores of a tile: with their running mean they fill a core's cache
+GPU_TILE_BYTES = 2**28
+SAFE_SCORE = 60.0  # exp(60) summed over 10^11 keys is still finite in float32, and exp(-60) far above zero
 
 
 def key_frames(frame_count: int, key_ratio: float) -> list[int]:
@@ -60,11 +65,18 @@ class AttentionMaps:
         keys: Keys of the key frames, (K*N, heads, d), on the device where the maps are wanted.
         dtype: float32: products and rows in float32. bfloat16: the products' factors and the rows are rounded to
             bfloat16; scores, exponentials and sums stay in float32.
-        keep_bytes: Rows of as many leading frames as fit here are kept once computed instead of computed again;
-            results do not depend on it.
+        keep_bytes: The rows of as many leading frames as fit here are kept in bfloat16 once computed, for passes
+            that can do with them, see `kept`.
         pool: 1, or the side of the squares of key patches whose attention is summed after the softmax (2 or 4):
             an approximation, J of pooled rows is a lower bound of J.
         grid: The patch grid, needed to pool.
+
+    Attributes:
+        frame_count: T.
+        tokens_per_frame: N.
+        key_tokens: Length of a row: K*N, or fewer where pooled.
+        query_numbers: heads * d.
+        seconds: Spent on computing rows so far, all threads of the crew taken together.
 
     Raises:
         ValueError: shapes that do not fit each other, or pooling without a grid.
@@ -96,38 +108,69 @@ class AttentionMaps:
         if first.ndim != 4 or first.shape[2:] != keys.shape[1:]:
             raise ValueError(f"expected the same heads and depth, got {tuple(first.shape[1:])}, {tuple(keys.shape)}")
         self.tokens_per_frame = first.shape[1]
+        self.query_numbers = first.shape[2] * first.shape[3]
         if len(keys) % self.tokens_per_frame:
             raise ValueError(f"{len(keys)} key tokens are not whole frames of {self.tokens_per_frame}")
-        self._key_frame_count = len(keys) // self.tokens_per_frame
+        key_frame_count = len(keys) // self.tokens_per_frame
         if pool not in (1, 2, 4):
             raise ValueError(f"key tokens are pooled by 1, 2 or 4, got {pool}")
-        if pool > 1 and (grid is None or grid.tokens != self.tokens_per_frame):
-            raise ValueError(f"pooling needs the grid of {self.tokens_per_frame} patches, got {grid}")
-        self.pool, self._grid = pool, grid
+        self._pooling = None
         self.key_tokens = len(keys)
-        if pool > 1 and grid is not None:
-            self.key_tokens = self._key_frame_count * -(-grid.height // pool) * -(-grid.width // pool)
-        self._keys = self._rounded(keys.float()).permute(1, 2, 0).contiguous()  # (heads, d, K*N)
+        if pool > 1:
+            if grid is None or grid.tokens != self.tokens_per_frame:
+                raise ValueError(f"pooling needs the grid of {self.tokens_per_frame} patches, got {grid}")
+            self._pooling = _Pooling(pool, key_frame_count, grid)
+            self.key_tokens = self._pooling.key_tokens
+        rounded = self._rounded(keys.float())
+        self._keys = rounded.permute(1, 2, 0).contiguous()  # (heads, d, K*N)
+        self._longest_key = rounded.norm(dim=-1).amax(0)  # (heads,)
+        self._scratch, self._lock = threading.local(), threading.Lock()
         self._kept: Tensor | None = None
+        frame_bytes = self.tokens_per_frame * self.key_tokens * torch.bfloat16.itemsize
+        self._keep_frames = min(self.frame_count, keep_bytes // frame_bytes)
         self._kept_frames = 0
-        row_bytes = self.key_tokens * dtype.itemsize
-        self._keep_frames = min(self.frame_count, keep_bytes // (row_bytes * self.tokens_per_frame))
+        self.crew = Crew(self.device)
+        self.seconds = 0.0
 
     def rows(self, start_frame: int, stop_frame: int) -> Tensor:
         """Attention maps of the frames start to stop (exclusive), float32, shape (b*N, K*N); rows sum to 1."""
+        frames = self.load(start_frame, stop_frame)
+        rows = torch.empty(len(frames), self.key_tokens, device=self.device)
+        self.crew.run(lambda start, stop: frames.fill(start, stop, rows[start:stop]), len(frames), self.tile_rows)
+        frames.done()
+        return rows
+
+    @property
+    def tile_rows(self) -> int:
+        """How many rows are best computed at once, by one thread."""
+        tile_bytes = TILE_BYTES if self.device.type == "cpu" else GPU_TILE_BYTES
+        return max(1, tile_bytes // (4 * self._keys.shape[2]))
+
+    def load(self, start_frame: int, stop_frame: int) -> "LoadedFrames":
+        """The frames start to stop (exclusive), ready for their rows to be computed, by any thread."""
         if not 0 <= start_frame < stop_frame <= self.frame_count:
             raise IndexError(f"frames {start_frame} to {stop_frame} of {self.frame_count}")
-        if stop_frame <= self._kept_frames:
-            assert self._kept is not None
-            return self._kept[start_frame * self.tokens_per_frame : stop_frame * self.tokens_per_frame].float()
-        rows = self._compute(self._read(start_frame, stop_frame).flatten(0, 1))
-        if start_frame == self._kept_frames and stop_frame <= self._keep_frames:
-            if self._kept is None:
-                shape = (self._keep_frames * self.tokens_per_frame, self.key_tokens)
-                self._kept = torch.empty(shape, dtype=self.dtype, device=self.device)
-            self._kept[start_frame * self.tokens_per_frame : stop_frame * self.tokens_per_frame] = rows
-            self._kept_frames = stop_frame
-        return rows
+        queries = self._read(start_frame, stop_frame).flatten(0, 1)
+        queries = (self._rounded(queries) * queries.shape[-1] ** -0.5).transpose(0, 1)  # (heads, b*N, d)
+        # |q·k| <= |q||k|: where that is small, exponentials need no shift by the row's maximum.
+        safe = bool((queries.norm(dim=-1).amax(1) * self._longest_key).amax() < SAFE_SCORE)
+        return LoadedFrames(self, start_frame, stop_frame, queries, safe)
+
+    def kept(self, start_frame: int, stop_frame: int) -> Tensor | None:
+        """Rows of frames that were computed before, in bfloat16, (b*N, K*N); None where they were not kept."""
+        if self._kept is None or stop_frame > self._kept_frames:
+            return None
+        return self._kept[start_frame * self.tokens_per_frame : stop_frame * self.tokens_per_frame]
+
+    def _keep(self, start_frame: int, stop_frame: int) -> Tensor | None:
+        """Where to keep the rows of frames that are about to be computed; frames are kept in order."""
+        stop_frame = min(stop_frame, self._keep_frames)
+        if start_frame != self._kept_frames or stop_frame <= start_frame:
+            return None
+        if self._kept is None:
+            shape = (self._keep_frames * self.tokens_per_frame, self.key_tokens)
+            self._kept = torch.empty(shape, dtype=torch.bfloat16, device=self.device)
+        return self._kept[start_frame * self.tokens_per_frame : stop_frame * self.tokens_per_frame]
 
     def _read(self, start: int, stop: int) -> Tensor:
         """Queries of the frames, (b, N, heads, d), float32 values on the maps' device."""
@@ -140,23 +183,71 @@ class AttentionMaps:
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self.dtype).float()
 
-    def _compute(self, queries: Tensor) -> Tensor:
-        """Rows of the query tokens, (n, heads, d) -> (n, K*N)."""
-        count, heads, depth = queries.shape
-        scaled = (self._rounded(queries) * depth**-0.5).transpose(0, 1)  # (heads, n, d)
-        rows = torch.empty(count, self.key_tokens, device=self.device)
-        tile = max(1, TILE_BYTES // (4 * self._keys.shape[2])) if self.device.type == "cpu" else count
-        for start in range(0, count, tile):
-            part = scaled[:, start : start + tile]
-            mean = torch.zeros(part.shape[1], self._keys.shape[2], device=self.device)
-            for head in range(heads):
-                mean += torch.softmax(part[head] @ self._keys[head], dim=-1)
-            mean /= heads
-            rows[start : start + tile] = self._pooled(mean)
-        return self._rounded(rows)
+    def _attend(self, queries: Tensor, safe: bool, out: Tensor) -> None:
+        """Rows of a tile of scaled queries, (heads, n, d), into `out`, (n, K*N)."""
+        began = time.perf_counter()
+        heads, count, _ = queries.shape
+        weights = self._buffer("weights", count)
+        mean = out if self._pooling is None else self._buffer("mean", count)
+        for head in range(heads):
+            torch.mm(queries[head], self._keys[head], out=weights)
+            if not safe:
+                weights.sub_(weights.amax(-1, keepdim=True))
+            share = weights.exp_().sum(-1, keepdim=True).mul_(heads).reciprocal_()
+            if head == 0:
+                torch.mul(weights, share, out=mean)
+            else:
+                mean.addcmul_(weights, share)
+        if self._pooling is not None:
+            out.copy_(self._pooling(mean))
+        if self.dtype != torch.float32:
+            out.copy_(out.to(self.dtype))
+        with self._lock:
+            self.seconds += (time.perf_counter() - began) / self.crew.count
 
-    def _pooled(self, rows: Tensor) -> Tensor:
-        if self.pool == 1 or self._grid is None:
-            return rows
-        maps = rows.view(-1, self._key_frame_count, self._grid.height, self._grid.width)
-        return F.avg_pool2d(maps, self.pool, ceil_mode=True, divisor_override=1).flatten(1)
+    def _buffer(self, name: str, count: int) -> Tensor:
+        """A thread's own memory: touching new pages for every tile costs as much as the work."""
+        buffer: Tensor | None = getattr(self._scratch, name, None)
+        if buffer is None or len(buffer) < count:
+            buffer = torch.empty(max(count, self.tile_rows), self._keys.shape[2], device=self.device)
+            setattr(self._scratch, name, buffer)
+        return buffer[:count]
+
+
+class LoadedFrames:
+    """Some frames' queries, from which rows are computed tile by tile, by any thread."""
+
+    def __init__(self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor, safe: bool) -> None:
+        self._maps, self._stop_frame, self._queries, self._safe = maps, stop_frame, queries, safe
+        self._keep = maps._keep(start_frame, stop_frame)
+
+    def __len__(self) -> int:
+        """Rows: frames × tokens per frame."""
+        return self._queries.shape[1]
+
+    def fill(self, start: int, stop: int, out: Tensor) -> None:
+        """Write the rows start to stop (exclusive) into `out`, float32, (stop - start, K*N)."""
+        self._maps._attend(self._queries[:, start:stop], self._safe, out)
+        if self._keep is not None and start < len(self._keep):
+            self._keep[start:stop] = out[: len(self._keep) - start]
+
+    def fill_some(self, rows: Tensor, out: Tensor) -> None:
+        """Write the rows of these indices into `out`, float32, (len(rows), K*N)."""
+        self._maps._attend(self._queries[:, rows], self._safe, out)
+
+    def done(self) -> None:
+        """All rows have been filled: what was kept of them may be used."""
+        if self._keep is not None:
+            self._maps._kept_frames = min(self._stop_frame, self._maps._keep_frames)
+
+
+class _Pooling:
+    """Attention summed over squares of key patches."""
+
+    def __init__(self, side: int, key_frame_count: int, grid: PatchGrid) -> None:
+        self._side, self._shape = side, (-1, key_frame_count, grid.height, grid.width)
+        self.key_tokens = key_frame_count * -(-grid.height // side) * -(-grid.width // side)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        # avg_pool2d with a divisor of 1 sums, and with ceil_mode also the squares that the edge cuts.
+        return F.avg_pool2d(rows.view(self._shape), self._side, ceil_mode=True, divisor_override=1).flatten(1)

@@ -1,20 +1,26 @@
 """Attention maps -> cluster centroids -> distances of every token to them."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.attention import AttentionMaps
+from worker.attention import AttentionMaps, LoadedFrames
+from worker.crew import Crew
+from worker.divergence import BFLOAT16_UNIT, SLACK, Factors, fast_dtype, log_density, near_enough, pair_divergence
 
-EPSILON = 1e-12  # keeps log finite, far below 1 / k
 WINDOW = 3  # frames the released code clusters together first
-TILE_BYTES = 2**26  # float32 rows worked on at once
+BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on together, with their factors
 CANDIDATES = 256  # rows among which new leaders are looked for at once
+PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
+PAIRS = 16  # single pairs that one thread decides at once
+FACTOR_ROWS = 16  # whose factors one thread makes at once: all of it stays in a core's cache
+NEIGHBOUR_ROWS = 600  # of a window, both ways, in one product
+DISTANCE_BYTES = 2**24  # of distances given out at once
 MEMORY_BYTES = 4 * 2**30
 
 Progress = Callable[[int, int], None]
@@ -64,55 +70,39 @@ class Level:
             raise ValueError(f"rounds do not lead to {len(self.centroids)} centroids: {counts = }, {sizes = }")
 
 
-def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
-    """Pairwise symmetric KL divergence between attention maps.
+class _Block:
+    """Rows that are worked on together, and their factors: memory that is filled again and again."""
 
-    J[i, j] = sum_k (p[i, k] - q[j, k]) * (log p[i, k] - log q[j, k])
+    def __init__(self, count: int, key_tokens: int, device: torch.device, crew: Crew, tile_rows: int) -> None:
+        self._all_p = torch.empty(count, key_tokens, device=device)
+        self._all_factors = Factors.empty(count, key_tokens, fast_dtype(device), device)
+        self._crew, self._tile_rows, self._scratch = crew, tile_rows, threading.local()
+        self.p, self.factors = self._all_p, self._all_factors
+        self.capacity = count
 
-    Source: the distance of Algorithm 1, Appendix A of Ding et al., "Betrayed by Attention" (arXiv:2311.17893), made
-    symmetric as in the authors' released code.
+    @staticmethod
+    def rows_of(key_tokens: int, device: torch.device) -> int:
+        """How many rows make a block."""
+        limit = BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
+        return max(1, limit // (key_tokens * (4 + 2 * fast_dtype(device).itemsize)))
 
-    Args:
-        p: Distributions over the key tokens, float32 or float64, (n, k); rows sum to 1.
-        q: Distributions over the same key tokens, likewise, (m, k).
+    def fill(self, count: int, source: Callable[[int, int, Tensor], None], breathe: Callable[[], None]) -> None:
+        """Take `count` rows from `source(start, stop, out)`."""
+        self.p, self.factors = self._all_p[:count], self._all_factors[:count]
 
-    Returns:
-        Distances in nats, (n, m); non-negative up to rounding.
+        def work(start: int, stop: int) -> None:
+            source(start, stop, self.p[start:stop])
+            for first in range(start, stop, FACTOR_ROWS):
+                some = slice(first, min(first + FACTOR_ROWS, stop))
+                self.factors[some].fill(self.p[some], *self._spare(some.stop - first))
 
-    Raises:
-        ValueError: `p` and `q` differ in their last dimension.
-    """
-    if p.shape[-1] != q.shape[-1]:
-        raise ValueError(f"expected the same key tokens, got {p.shape = } and {q.shape = }")
-    return _distances(_Rows(p), _Rows(q))
+        self._crew.run(work, count, self._tile_rows, breathe)
 
-
-class _Rows:
-    """Distributions with what distances need of them: log(p·k) and own terms.
-
-    The factor k, the number of key tokens, adds the same to all logs, which leaves J as it is for rows that sum to
-    1, and brings the logs near 0, where float32 is finest.
-    """
-
-    def __init__(self, p: Tensor) -> None:
-        self.p = p
-        self.log = p.clamp_min(EPSILON).mul_(p.shape[-1]).log_()
-        self.own = (p * self.log).sum(-1)
-
-    def __len__(self) -> int:
-        return len(self.p)
-
-    def __getitem__(self, index: "slice | Tensor") -> "_Rows":
-        part = object.__new__(_Rows)
-        part.p, part.log, part.own = self.p[index], self.log[index], self.own[index]
-        return part
-
-
-def _distances(a: _Rows, b: _Rows) -> Tensor:
-    """J between all rows of a and all of b, (n, m)."""
-    # Expanded into two matrix products: the sum as written would hold (n, m, k) values at once.
-    distances = a.own[:, None] + b.own[None, :]
-    return distances.addmm_(a.p, b.log.T, alpha=-1).addmm_(a.log, b.p.T, alpha=-1)
+    def _spare(self, count: int) -> tuple[Tensor, Tensor]:
+        if not hasattr(self._scratch, "log"):
+            shape = (FACTOR_ROWS, self._all_p.shape[1])
+            self._scratch.log, self._scratch.spare = torch.empty(2, *shape, device=self._all_p.device)
+        return self._scratch.log[:count], self._scratch.spare[:count]
 
 
 class _Leaders:
@@ -122,42 +112,46 @@ class _Leaders:
     in order, and only the leaders' rows and the sums of their members stay. The distance is to the leader's own
     row; the centre is the mean of all members.
 
+    Most pairs are decided by products of the factors, which are quick and nearly exact. The few whose distance the
+    products leave in doubt are computed in float32, so that all are decided as float32 decides them.
+
     Args:
-        within: Whether distances of this τ merge: J < τ in the paper, J ≤ τ in the released code.
+        tau: Merge threshold.
+        inclusive: Whether a distance of exactly τ merges: J < τ in the paper, J <= τ in the released code.
         key_tokens: Length of a row.
         memory_bytes: Allowed for all that grows with the leaders.
     """
 
     def __init__(
-        self, within: Callable[[Tensor], Tensor], key_tokens: int, device: torch.device, memory_bytes: int
+        self, tau: float, *, inclusive: bool, key_tokens: int, device: torch.device, crew: Crew, memory_bytes: int
     ) -> None:
-        self._within = within
+        self.tau = tau
+        self._compare = torch.le if inclusive else torch.lt
+        self._crew = crew
         self._memory_bytes = memory_bytes
         self.count = 0
         self._members = torch.zeros(0, device=device)
         self._sums = torch.zeros(0, key_tokens, device=device)
-        self._rows = _Rows(self._sums)
+        self._p = torch.zeros(0, key_tokens, device=device)
+        self._factors = Factors.empty(0, key_tokens, fast_dtype(device), device)
 
-    def take(self, rows: _Rows, breathe: Callable[[], None]) -> NDArray[np.int64]:
+    def take(self, block: _Block, breathe: Callable[[], None]) -> NDArray[np.int64]:
         """Assign rows, in order, to leaders old and new; returns the leader's index of each row."""
-        labels = torch.full((len(rows),), -1, device=rows.p.device)
-        if self.count:
-            labels = self._join(rows, 0)
-        rest = (labels < 0).nonzero()[:, 0]
-        while len(rest):
+        labels = self._join(block.p, block.factors, 0)
+        rest, first_new = (labels < 0).nonzero()[:, 0], self.count
+        for start in range(0, len(rest), CANDIDATES):
             breathe()
-            head, tail = rest[:CANDIDATES], rest[CANDIDATES:]
-            candidates = rows[head]
-            near = self._within(_distances(candidates, candidates)).cpu().numpy()
-            leaders, joined = _walk(near)
-            first_new = self.count
-            self._add(candidates[torch.from_numpy(leaders).to(head.device)])
-            labels[head] = torch.from_numpy(joined + first_new).to(head.device)
-            if len(tail):
-                labels[tail] = self._join(rows[tail], first_new)
-                tail = tail[labels[tail] < 0]
-            rest = tail
-        self._sums[: self.count].index_add_(0, labels, rows.p)
+            candidates = rest[start : start + CANDIDATES]
+            if self.count > first_new:
+                labels[candidates] = self._join(block.p[candidates], block.factors[candidates], first_new)
+                candidates = candidates[labels[candidates] < 0]
+            if len(candidates):
+                p, factors = block.p[candidates], block.factors[candidates]
+                leaders, joined = _walk(self._within(p).cpu().numpy())
+                labels[candidates] = torch.from_numpy(joined + self.count).to(labels.device)
+                index = torch.from_numpy(leaders).to(labels.device)
+                self._add(p[index], factors[index])
+        self._sums[: self.count].index_add_(0, labels, block.p)
         self._members[: self.count] += torch.bincount(labels, minlength=self.count)
         return labels.cpu().numpy()
 
@@ -165,22 +159,64 @@ class _Leaders:
         """The centres: the mean of each leader's members, (C, K*N)."""
         return self._sums[: self.count] / self._members[: self.count, None]
 
-    def _join(self, rows: _Rows, first_leader: int) -> Tensor:
-        """The earliest leader within τ of each row, from `first_leader` on; -1 where there is none."""
-        near = self._within(_distances(rows, self._rows[slice(first_leader, self.count)]))
-        index = torch.arange(first_leader, self.count, device=near.device)
-        earliest = torch.where(near, index, self.count).amin(1)
-        return torch.where(earliest < self.count, earliest, -1)
+    def _join(self, p: Tensor, factors: Factors, first: int) -> Tensor:
+        """The earliest leader within τ of each row, from leader `first` on; -1 where there is none."""
+        if self.count == first:
+            return torch.full((len(p),), -1, device=p.device)
+        leaders, exact = self._factors[first : self.count], self._p[first : self.count]
+        index = torch.arange(len(leaders), device=p.device)
+        earliest = torch.empty(len(p), dtype=torch.int64, device=p.device)
+        doubtful: list[Tensor] = []
 
-    def _add(self, rows: _Rows) -> None:
-        if self.count + len(rows) > len(self._sums):
-            self._grow(max(2 * len(self._sums), self.count + len(rows), 64))
-        new = slice(self.count, self.count + len(rows))
-        self._rows.p[new], self._rows.log[new], self._rows.own[new] = rows.p, rows.log, rows.own
-        self.count += len(rows)
+        def decide(start: int, stop: int) -> None:
+            rows = factors[start:stop]
+            distances, doubt = near_enough(rows, leaders), rows.doubt(self.tau, leaders)[:, None]
+            near = self._compare(distances, self.tau - doubt)
+            earliest[start:stop] = torch.where(near, index, len(leaders)).amin(1)
+            # What lies behind a leader that takes the row in any case need not be known.
+            unsure = self._compare(distances, self.tau + doubt) & (index < earliest[start:stop, None])
+            if len(pairs := unsure.nonzero()):
+                pairs[:, 0] += start
+                doubtful.append(pairs)
+
+        self._crew.run(decide, len(p), PRODUCT_ROWS if p.device.type == "cpu" else len(p))
+        if doubtful:
+            row, leader = torch.cat(doubtful).T
+            near = self._compare(self._exact(p, row, exact, leader), self.tau)
+            earliest.scatter_reduce_(0, row[near], leader[near], "amin")
+        return torch.where(earliest < len(leaders), earliest + first, -1)
+
+    def _exact(self, p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor:
+        """J in float32 of the pairs (p[row], q[other])."""
+        distances = torch.empty(len(row), device=p.device)
+
+        def work(start: int, stop: int) -> None:
+            distances[start:stop] = pair_divergence(p[row[start:stop]], q[other[start:stop]])
+
+        self._crew.run(work, len(row), PAIRS)
+        return distances
+
+    def _within(self, p: Tensor) -> Tensor:
+        """Which of all pairs of a few rows are within τ, in float32: one product, J = own + own - G - G'."""
+        log = log_density(p, torch.empty_like(p))
+        products = torch.empty(len(p), len(p), device=p.device)
+
+        def work(start: int, stop: int) -> None:
+            torch.mm(p[start:stop], log.T, out=products[start:stop])
+
+        self._crew.run(work, len(p), 64 if p.device.type == "cpu" else len(p))
+        own = products.diagonal()
+        return self._compare(own[:, None] + own[None, :] - products - products.T, self.tau)
+
+    def _add(self, p: Tensor, factors: Factors) -> None:
+        if self.count + len(p) > len(self._sums):
+            self._grow(max(2 * len(self._sums), self.count + len(p), 64))
+        new = slice(self.count, self.count + len(p))
+        self._p[new], self._factors[new] = p, factors
+        self.count += len(p)
 
     def _grow(self, capacity: int) -> None:
-        needed = 3 * 4 * capacity * self._sums.shape[1]
+        needed = capacity * self._sums.shape[1] * (4 + 4 + 2 * self._factors.p.dtype.itemsize)
         if needed > self._memory_bytes:
             raise MemoryBudgetExceeded(needed, self._memory_bytes)
 
@@ -189,8 +225,9 @@ class _Leaders:
             new[: self.count] = old[: self.count]
             return new
 
-        self._sums, self._members = grown(self._sums), grown(self._members)
-        self._rows.p, self._rows.log, self._rows.own = map(grown, (self._rows.p, self._rows.log, self._rows.own))
+        self._sums, self._members, self._p = grown(self._sums), grown(self._members), grown(self._p)
+        old = self._factors
+        self._factors = Factors(grown(old.p), grown(old.log), grown(old.own), grown(old.spread))
 
 
 def _walk(near: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -205,29 +242,55 @@ def _walk(near: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return np.array(leaders, np.int64), joined
 
 
-def _tiles(total: int, key_tokens: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that are worked on at once."""
-    step = max(1, TILE_BYTES // (4 * key_tokens))
-    return pairwise([*range(0, total, step), total])
+@dataclass(frozen=True)
+class _Job:
+    """What all passes over the maps share: the maps, where to report progress, and how much memory leaders may take."""
+
+    maps: AttentionMaps
+    on_progress: Progress | None
+    memory_bytes: int
+
+    def leaders(self, tau: float, *, inclusive: bool) -> _Leaders:
+        return _Leaders(
+            tau,
+            inclusive=inclusive,
+            key_tokens=self.maps.key_tokens,
+            device=self.maps.device,
+            crew=self.maps.crew,
+            memory_bytes=self.memory_bytes,
+        )
+
+    def block(self, count: int) -> _Block:
+        return _Block(count, self.maps.key_tokens, self.maps.device, self.maps.crew, self.maps.tile_rows)
+
+    def report(self, done: int) -> Callable[[], None]:
+        """What to call while a frame is worked on and `done` frames are finished."""
+        if self.on_progress is None:
+            return lambda: None
+        tell = self.on_progress
+        return lambda: tell(done, self.maps.frame_count)
+
+    def merge(self, tau: float, centroids: Tensor, rounds: list[Round], *, inclusive: bool) -> Level:
+        """The later rounds: the same walk over all centres until their number stops changing."""
+        breathe = self.report(self.maps.frame_count)
+        block = self.block(min(len(centroids), _Block.rows_of(self.maps.key_tokens, self.maps.device)))
+        while True:
+            leaders = self.leaders(tau, inclusive=inclusive)
+            parents = []
+            for start in range(0, len(centroids), block.capacity):
+                some = centroids[start : start + block.capacity]
+                block.fill(len(some), _Kept(some).fill, breathe)
+                parents.append(leaders.take(block, breathe))
+            if leaders.count == len(centroids):
+                return Level(tau, centroids, tuple(rounds))
+            centroids = leaders.means()
+            rounds.append(Round(np.concatenate(parents)))
 
 
-def _merge(
-    tau: float,
-    centroids: Tensor,
-    rounds: list[Round],
-    within: Callable[[Tensor], Tensor],
-    memory_bytes: int,
-    breathe: Callable[[], None],
-) -> Level:
-    """The later rounds: the same walk over all centres until their number stops changing."""
-    while True:
-        leaders = _Leaders(within, centroids.shape[1], centroids.device, memory_bytes)
-        tiles = _tiles(len(centroids), centroids.shape[1])
-        parents = np.concatenate([leaders.take(_Rows(centroids[a:b]), breathe) for a, b in tiles])
-        if leaders.count == len(centroids):
-            return Level(tau, centroids, tuple(rounds))
-        centroids = leaders.means()
-        rounds.append(Round(parents))
+def _parts(count: int, most: int) -> list[tuple[int, int]]:
+    """Ranges of about the same size, each of at most `most`."""
+    step = -(-count // -(-count // most))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _checked(taus: Sequence[float]) -> None:
@@ -244,7 +307,7 @@ def algorithm1(
 ) -> list[Level]:
     """Hierarchical clustering of attention maps: Algorithm 1, for several thresholds in one pass over the maps.
 
-    Memory is leaders × key tokens and one tile, whatever the number of frames.
+    Memory is leaders × key tokens and one block, whatever the number of frames.
 
     Args:
         maps: The attention maps of all frames.
@@ -259,30 +322,30 @@ def algorithm1(
     Source: Algorithm 1, Appendix A of Ding et al., "Betrayed by Attention" (arXiv:2311.17893).
     """
     _checked(taus)
-    share = memory_bytes // len(taus)
-    within = [_strictly_within(tau) for tau in taus]
-    walks = [_Leaders(inside, maps.key_tokens, maps.device, share) for inside in within]
+    job = _Job(maps, on_progress, memory_bytes // len(taus))
+    walks = [job.leaders(tau, inclusive=False) for tau in taus]
     parents: list[list[NDArray[np.int64]]] = [[] for _ in taus]
-    done = 0
-
-    def breathe() -> None:
-        if on_progress is not None:
-            on_progress(done, maps.frame_count)
-
-    for frame in range(maps.frame_count):
+    most = _Block.rows_of(maps.key_tokens, maps.device)
+    together = max(1, most // maps.tokens_per_frame)  # small frames share a block, large ones are cut
+    block = job.block(min(most, min(together, maps.frame_count) * maps.tokens_per_frame))
+    for first in range(0, maps.frame_count, together):
+        breathe = job.report(first)
         breathe()
-        frame_rows = maps.rows(frame, frame + 1)
-        for start, stop in _tiles(len(frame_rows), maps.key_tokens):
-            rows = _Rows(frame_rows[start:stop])
+        frames = maps.load(first, min(first + together, maps.frame_count))
+        for start, stop in _parts(len(frames), most):
+            block.fill(stop - start, _shifted(frames, start), breathe)
             for walk, labels in zip(walks, parents, strict=True):
-                breathe()
-                labels.append(walk.take(rows, breathe))
-        done = frame + 1
-    breathe()
+                labels.append(walk.take(block, breathe))
+        frames.done()
+    job.report(maps.frame_count)()
     return [
-        _merge(tau, walk.means(), [Round(np.concatenate(labels))], inside, share, breathe)
-        for tau, walk, labels, inside in zip(taus, walks, parents, within, strict=True)
+        job.merge(tau, walk.means(), [Round(np.concatenate(labels))], inclusive=False)
+        for tau, walk, labels in zip(taus, walks, parents, strict=True)
     ]
+
+
+def _shifted(frames: LoadedFrames, offset: int) -> Callable[[int, int, Tensor], None]:
+    return lambda start, stop, out: frames.fill(start + offset, stop + offset, out)
 
 
 def windowed(
@@ -295,75 +358,183 @@ def windowed(
     """Hierarchical clustering as the authors' released code does it, which differs from Algorithm 1.
 
     The first level works in windows of 3 frames: each row is replaced by the mean of the window's rows within τ
-    (J ≤ τ), renormalised; on those smoothed rows a greedy merge (J ≤ τ), each merged group's plain mean a centre.
+    (J <= τ), renormalised; on those smoothed rows a greedy merge (J <= τ), each merged group's plain mean a centre.
     Later rounds merge the centres of all windows likewise until their number stops changing.
 
     Arguments, results and errors are those of `algorithm1`; the first round's parents are the windows' groups.
     """
     _checked(taus)
-    share = memory_bytes // len(taus)
-    within = [_within_or_at(tau) for tau in taus]
+    job = _Job(maps, on_progress, memory_bytes // len(taus))
     centroids: list[list[Tensor]] = [[] for _ in taus]
     parents: list[list[NDArray[np.int64]]] = [[] for _ in taus]
-    done = 0
-
-    def breathe() -> None:
-        if on_progress is not None:
-            on_progress(done, maps.frame_count)
-
+    rows = min(WINDOW, maps.frame_count) * maps.tokens_per_frame
+    window = job.block(rows)
+    smooth = job.block(min(rows, _Block.rows_of(maps.key_tokens, maps.device)))
     for first in range(0, maps.frame_count, WINDOW):
+        breathe = job.report(first)
         breathe()
-        stop_frame = min(first + WINDOW, maps.frame_count)
-        window = _Rows(maps.rows(first, stop_frame))
-        for level, inside in enumerate(within):
-            walk = _Leaders(inside, maps.key_tokens, maps.device, share)
-            offset = sum(map(len, centroids[level]))
-            for start, stop in _tiles(len(window), maps.key_tokens):
-                breathe()
-                near = inside(_distances(window[slice(start, stop)], window)).float()
-                smooth = near @ window.p
-                smooth /= smooth.sum(-1, keepdim=True)
-                parents[level].append(walk.take(_Rows(smooth), breathe) + offset)
-            centroids[level].append(walk.means())
-            needed = 3 * 4 * maps.key_tokens * (offset + walk.count)
-            if needed > share:
-                raise MemoryBudgetExceeded(needed, share)
-        done = stop_frame
-    breathe()
+        frames = maps.load(first, min(first + WINDOW, maps.frame_count))
+        window.fill(len(frames), frames.fill, breathe)
+        frames.done()
+        for tau, means, labels in zip(taus, centroids, parents, strict=True):
+            near = _neighbours(window, tau, maps.crew, breathe)
+            walk = job.leaders(tau, inclusive=True)
+            offset = sum(map(len, means))
+            for start, stop in _parts(len(frames), smooth.capacity):
+                smooth.fill(stop - start, _means_of(near[start:stop], window.p), breathe)
+                labels.append(walk.take(smooth, breathe) + offset)
+            means.append(walk.means())
+            needed = 4 * maps.key_tokens * (offset + walk.count)
+            if needed > job.memory_bytes:
+                raise MemoryBudgetExceeded(needed, job.memory_bytes)
+    job.report(maps.frame_count)()
     return [
-        _merge(tau, torch.cat(means), [Round(np.concatenate(labels))], inside, share, breathe)
-        for tau, means, labels, inside in zip(taus, centroids, parents, within, strict=True)
+        job.merge(tau, torch.cat(means), [Round(np.concatenate(labels))], inclusive=True)
+        for tau, means, labels in zip(taus, centroids, parents, strict=True)
     ]
 
 
-def _strictly_within(tau: float) -> Callable[[Tensor], Tensor]:
-    return lambda distances: distances < tau
+def _neighbours(window: _Block, tau: float, crew: Crew, breathe: Callable[[], None]) -> Tensor:
+    """Which of all pairs of a window's rows are within τ: bool, (n, n), symmetric, each row its own neighbour."""
+    count = len(window.p)
+    near = torch.empty(count, count, dtype=torch.bool, device=window.p.device)
+    ranges = _parts(count, NEIGHBOUR_ROWS)
+    tiles = [(a, b) for number, a in enumerate(ranges) for b in ranges[number:]]
+
+    def work(first: int, last: int) -> None:
+        for (start, stop), (other_start, other_stop) in tiles[first:last]:
+            rows, others = window.factors[start:stop], window.factors[other_start:other_stop]
+            distances, doubt = near_enough(rows, others), rows.doubt(tau, others)[:, None]
+            within = distances <= tau - doubt
+            row, other = ((distances <= tau + doubt) & ~within).nonzero().T
+            p, q = window.p[start:stop], window.p[other_start:other_stop]
+            for begin in range(0, len(row), PAIRS):
+                some, more = row[begin : begin + PAIRS], other[begin : begin + PAIRS]
+                within[some, more] = pair_divergence(p[some], q[more]) <= tau
+            near[start:stop, other_start:other_stop] = within
+            near[other_start:other_stop, start:stop] = within.T
+
+    crew.run(work, len(tiles), 1, breathe)
+    return near.fill_diagonal_(True)
 
 
-def _within_or_at(tau: float) -> Callable[[Tensor], Tensor]:
-    return lambda distances: distances <= tau
+def _means_of(near: Tensor, p: Tensor) -> Callable[[int, int, Tensor], None]:
+    """Rows that are the mean of their neighbours."""
+
+    def fetch(start: int, stop: int, out: Tensor) -> None:
+        torch.mm(near[start:stop].float(), p, out=out)
+        out /= out.sum(-1, keepdim=True)
+
+    return fetch
 
 
 def distances(
     maps: AttentionMaps, levels: Sequence[Level], *, on_progress: Progress | None = None
 ) -> Iterator[tuple[int, int, list[Tensor]]]:
-    """J of every token to every centroid, frame by frame, in one pass over the maps for all levels.
+    """J of every token to every centroid, some frames at a time, in one pass over the maps for all levels.
 
     Z = argmin over the last dimension is the assignment of Algorithm 1.
 
     Yields:
         (start frame, stop frame, per level the distances in nats, (b, N, C) float32 on the maps' device).
     """
-    centroids = [_Rows(level.centroids) for level in levels]
-    for frame in range(maps.frame_count):
-        if on_progress is not None:
-            on_progress(frame, maps.frame_count)
-        frame_rows = maps.rows(frame, frame + 1)
-        parts: list[list[Tensor]] = [[] for _ in levels]
-        for start, stop in _tiles(len(frame_rows), maps.key_tokens):
-            rows = _Rows(frame_rows[start:stop])
-            for part, centres in zip(parts, centroids, strict=True):
-                part.append(_distances(rows, centres))
-        yield frame, frame + 1, [torch.cat(part)[None] for part in parts]
-    if on_progress is not None:
-        on_progress(maps.frame_count, maps.frame_count)
+    job = _Job(maps, on_progress, 0)
+    centres = _Centres([level.centroids for level in levels], maps)
+    row_bytes = 4 * (sum(len(level.centroids) for level in levels) + maps.query_numbers)
+    together = max(1, DISTANCE_BYTES // (row_bytes * maps.tokens_per_frame))
+    for first in range(0, maps.frame_count, together):
+        last = min(first + together, maps.frame_count)
+        found = centres.measure(first, last, job.report(first))
+        yield first, last, [out.view(last - first, maps.tokens_per_frame, -1) for out in found]
+    job.report(maps.frame_count)()
+
+
+class _Kept:
+    """Rows that lie in memory, read as those of loaded frames are."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def fill(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self._rows[start:stop])
+
+    def done(self) -> None:
+        pass
+
+
+class _Centres:
+    """The centroids of some levels, from which rows are measured in float32.
+
+    Rows that were kept in bfloat16 are good enough where the nearest centroid is nearest by more than their
+    rounding can change; other rows are computed again.
+    """
+
+    def __init__(self, levels: Sequence[Tensor], maps: AttentionMaps) -> None:
+        self._maps = maps
+        self._levels = levels
+        self._logs = [log_density(p, torch.empty_like(p)) for p in levels]
+        self._owns = [(p * log).sum(-1) for p, log in zip(levels, self._logs, strict=True)]
+        self._scratch = threading.local()
+
+    def measure(self, first: int, last: int, breathe: Callable[[], None]) -> list[Tensor]:
+        """Per level the distances of all rows of the frames, (b*N, C)."""
+        maps = self._maps
+        kept = maps.kept(first, last)
+        count = (last - first) * maps.tokens_per_frame
+        found = [torch.empty(count, len(p), device=maps.device) for p in self._levels]
+        source = _Kept(kept) if kept is not None else maps.load(first, last)
+
+        def work(start: int, stop: int) -> None:
+            p = self._spare(stop - start)[0]
+            source.fill(start, stop, p)
+            self._measure(p, [out[start:stop] for out in found])
+
+        maps.crew.run(work, count, maps.tile_rows, breathe)
+        source.done()
+        if kept is not None and maps.dtype != torch.bfloat16:
+            self._measure_doubtful(first, last, found, breathe)
+        return found
+
+    def _measure_doubtful(self, first: int, last: int, found: list[Tensor], breathe: Callable[[], None]) -> None:
+        rows = torch.stack([_doubtful(out) for out in found]).any(0).nonzero()[:, 0]
+        if not len(rows):
+            return
+        frames = self._maps.load(first, last)
+
+        def work(start: int, stop: int) -> None:
+            some = rows[start:stop]
+            p = self._spare(len(some))[0]
+            frames.fill_some(some, p)
+            exact = [torch.empty(len(some), out.shape[1], device=out.device) for out in found]
+            self._measure(p, exact)
+            for out, values in zip(found, exact, strict=True):
+                out[some] = values
+
+        self._maps.crew.run(work, len(rows), self._maps.tile_rows, breathe)
+
+    def _spare(self, count: int) -> list[Tensor]:
+        if not hasattr(self._scratch, "tiles"):
+            shape = (self._maps.tile_rows, self._maps.key_tokens)
+            self._scratch.tiles = torch.empty(3, *shape, device=self._maps.device)
+        return [tile[:count] for tile in self._scratch.tiles]
+
+    def _measure(self, p: Tensor, found: Sequence[Tensor]) -> None:
+        _, log, products = self._spare(len(p))
+        log_density(p, log)
+        own = torch.mul(p, log, out=products).sum(-1, keepdim=True)
+        for centroids, logs, owns, out in zip(self._levels, self._logs, self._owns, found, strict=True):
+            torch.add(own, owns, out=out)
+            out.addmm_(p, logs.T, alpha=-1).addmm_(log, centroids.T, alpha=-1)
+
+
+def _doubtful(distances: Tensor) -> Tensor:
+    """Which rows, rounded to bfloat16 before they were measured, may be nearest to another centroid, bool, (n,).
+
+    Rounding p by δp changes J by sum δp·Δl + Δp·δl + δp·δl, where Δ is the difference to the centroid. With the unit
+    u that is at most u(2√J + J) + u√J and a little: the sums are those of `Factors.doubt`.
+    """
+    if distances.shape[1] == 1:
+        return torch.zeros(len(distances), dtype=torch.bool, device=distances.device)
+    nearest = distances.topk(2, largest=False).values.clamp_min_(0)
+    reach = (3 * nearest.sqrt() + nearest).mul_(BFLOAT16_UNIT * SLACK).add_(1e-4)
+    return nearest[:, 1] - reach[:, 1] <= nearest[:, 0] + reach[:, 0]

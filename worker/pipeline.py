@@ -98,18 +98,6 @@ class Stopwatch:
         return {name: round(seconds, 4) for name, seconds in {**self.seconds, "total": total}.items()}
 
 
-class TimedMaps(AttentionMaps):
-    """Attention maps that know how long they took: they are computed inside the passes of the clustering."""
-
-    seconds = 0.0
-
-    def rows(self, start_frame: int, stop_frame: int) -> Tensor:
-        begin = time.perf_counter()
-        rows = super().rows(start_frame, stop_frame)
-        self.seconds += time.perf_counter() - begin
-        return rows
-
-
 @dataclass(frozen=True)
 class Projected:
     """What attention needs of a clip: queries of all frames on disk, keys of the key frames in memory."""
@@ -187,7 +175,7 @@ def segment(
             )
         with watch.stage(Stage.features):
             projected = open_files.enter_context(_project(decoded, model, size, keyed, params.motion, out, tell))
-        maps = TimedMaps(
+        maps = AttentionMaps(
             projected.queries,
             projected.keys,
             dtype=torch.float32 if model.dtype == "float32" else torch.bfloat16,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worker import reference
@@ -44,6 +44,7 @@ def test_rows_are_the_mean_over_heads_of_the_softmax(scale):
     np.testing.assert_allclose(rows, expected, atol=1e-4 if scale > 100 else 1e-6)
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
@@ -67,13 +68,43 @@ def test_a_token_spool_gives_the_rows_that_memory_gives(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keep_frames", [0, 1, 3, 9])
-def test_keeping_rows_changes_nothing(dtype, keep_frames):
+def test_rows_of_leading_frames_are_kept_rounded_where_they_fit(dtype, keep_frames):
     queries, keys = tokens(4, 4, 9, 2, 8), tokens(5, 2, 9, 2, 8).flatten(0, 1)
-    plain = AttentionMaps(queries, keys, dtype=dtype)
-    keeping = AttentionMaps(queries, keys, dtype=dtype, keep_bytes=keep_frames * 9 * 18 * dtype.itemsize)
-    for _ in range(2):
-        for frame in range(4):
-            torch.testing.assert_close(keeping.rows(frame, frame + 1), plain.rows(frame, frame + 1), rtol=0, atol=0)
+    maps = AttentionMaps(queries, keys, dtype=dtype, keep_bytes=keep_frames * 9 * 18 * 2)
+    assert maps.kept(0, 1) is None
+    rows = [maps.rows(frame, frame + 1) for frame in range(4)]
+    for frame in range(4):
+        kept = maps.kept(frame, frame + 1)
+        assert (kept is not None) == (frame < keep_frames)
+        if kept is not None:
+            torch.testing.assert_close(kept, rows[frame].bfloat16(), rtol=0, atol=0)
+        torch.testing.assert_close(maps.rows(frame, frame + 1), rows[frame], rtol=0, atol=0)
+
+
+def test_of_frames_computed_together_those_that_fit_are_kept():
+    queries, keys = tokens(4, 4, 9, 2, 8), tokens(5, 2, 9, 2, 8).flatten(0, 1)
+    maps = AttentionMaps(queries, keys, keep_bytes=3 * 9 * 18 * 2)
+    rows = maps.rows(0, 4)
+    torch.testing.assert_close(maps.kept(0, 3), rows[:27].bfloat16(), rtol=0, atol=0)
+    assert maps.kept(2, 4) is None
+
+
+def test_frames_computed_out_of_order_are_not_mistaken_for_kept_ones():
+    queries, keys = tokens(4, 4, 9, 2, 8), tokens(5, 2, 9, 2, 8).flatten(0, 1)
+    maps = AttentionMaps(queries, keys, keep_bytes=2**20)
+    maps.rows(2, 3)
+    maps.rows(0, 1)
+    assert maps.kept(0, 1) is not None
+    assert maps.kept(1, 3) is None
+
+
+def test_single_rows_are_the_rows_of_their_frames():
+    queries, keys = tokens(4, 4, 9, 2, 8), tokens(5, 2, 9, 2, 8).flatten(0, 1)
+    maps = AttentionMaps(queries, keys)
+    chosen = torch.tensor([0, 5, 17])
+    some = torch.empty(3, maps.key_tokens)
+    maps.load(1, 3).fill_some(chosen, some)
+    torch.testing.assert_close(some, maps.rows(1, 3)[chosen])
 
 
 @pytest.mark.parametrize("pool", [2, 4])
