@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench-service chaos clean
+.PHONY: help demo up test lint types check bench-service chaos fuzz soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,12 @@ bench-service: .venv/.worker ## how quick the service feels: first answer, a loo
 
 chaos: .venv/.dev ## kill and starve the service, count what is lost (10 minutes)
 	@$(BIN)/python -m tests.chaos
+
+fuzz: .venv/.dev ## 10,000 mutated uploads over HTTP, and requests made from the OpenAPI (10 minutes)
+	@$(BIN)/python -m tests.service.fuzz
+
+soak: .venv/.dev ## post jobs for 30 minutes, watch memory and file descriptors
+	@$(BIN)/python -m tests.chaos.soak
 
 clean: ## remove what was installed and made
 	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,7 +37,7 @@ data: {"id":"019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c","status":"succeeded", ...}
         200: {
             "description": "Events `job`, each with the whole job as JSON, whenever it changes; at last one event "
             "`end`, after which the connection closes. Comments keep it open meanwhile.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE}},
+            "content": {"text/event-stream": {"example": EXAMPLE}},
         },
         204: {"description": "The client has seen the end (`Last-Event-ID: end`): nothing more will come."},
         **problems(JobNotFound, InvalidParameters),

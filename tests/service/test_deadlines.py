@@ -1,44 +1,15 @@
 """Connections that hold on and send nothing to speak of are cut off; others do not notice them."""
 
-import os
 import selectors
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
-import pytest
 
 CLOSED_WITHIN_S = 15.0
-
-
-@pytest.fixture(scope="module")
-def port(valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:  # type: ignore[no-untyped-def]
-    folder = tmp_path_factory.mktemp("api")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    environment = os.environ | {"UVOS_REDIS_URL": valkey.url, "UVOS_DATA_DIR": str(folder)}
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(number)]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, env=environment, stderr=log) as process:
-        _wait_for(number, process)
-        yield number
-        process.terminate()
-
-
-def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("the API did not start")
 
 
 def connect(port: int, first: bytes) -> socket.socket:

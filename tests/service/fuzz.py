@@ -1,0 +1,186 @@
+"""Mutated uploads over HTTP, through the whole service: `python -m tests.service.fuzz [COUNT] [SEED]`.
+
+Each is answered with a problem or with a job, each job ends with masks or with a reason, the worker's child lives
+through all of them. Prints what became of them; exits 1 where one of that does not hold.
+"""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+
+from service.contract import Status
+from service.storage import Storage
+from tests.videos import make_scene, write_video
+from tests.worker.fuzz_decode import MUTATIONS, SEEDS
+
+BOUNDARY = b"a-boundary-of-no-video"
+WAITING = 100  # jobs that may wait before more is sent
+DECODED = 0.06  # share of the files that get past the door: each costs a process and a decoder
+PATIENCE_S = 600.0
+FIELDS: dict[str, tuple[str, ...]] = {
+    "tau": ("1", "0.5", "0", "-1", "nan", "inf", "1e400", "", "1,5", "٣", "0x1", "1" * 5000),
+    "key_ratio": ("0.1", "1", "0", "2", "nan"),
+    "mode": ("multi", "single", "both", "\0"),
+    "model": ("tiny", "none", "../../etc/passwd", "a" * 65),
+    "format": ("png", "rle", "overlay", "exe"),
+    "start": ("0", "0.1", "1e9", "-1"),
+    "end": ("0.2", "1e308", "0"),
+    "fps": ("5", "0.001", "0"),
+    "resolution": ("48x64", "16x16", "0x0", "99999x99999", "48x64x3", "1e3x5"),
+    "clustering": ("algorithm1", "windowed", "x"),
+    "min_area": ("0", "0.01", "1", "nan"),
+    "tua": ("1",),
+    "callback_url": ("http://127.0.0.1/", "x"),
+    "video": ("text",),
+}
+
+
+def form(draw: random.Random, video: bytes) -> tuple[bytes, dict[str, str]]:
+    """A multipart body, whole or broken, and its headers."""
+    fields = [(name, draw.choice(FIELDS[name])) for name in draw.choices(list(FIELDS), k=draw.choice((0, 0, 1, 3)))]
+    if draw.random() < DECODED * 2:
+        fields = []
+    name = draw.choice((b"a.mp4", b"../../x.mp4", b"\xff\xfe", b'a\\".mp4', b"a" * 300, b""))
+    parts = [b'Content-Disposition: form-data; name="video"; filename="' + name + b'"\r\n\r\n' + video]
+    parts += [f'Content-Disposition: form-data; name="{key}"\r\n\r\n{value}'.encode() for key, value in fields]
+    draw.shuffle(parts)
+    body = b"".join(b"--" + BOUNDARY + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + BOUNDARY + b"--\r\n"
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
+    if draw.random() < 0.2:
+        broken = bytearray(body)
+        draw.choice(MUTATIONS)(broken, draw)
+        body = bytes(broken)
+    if draw.random() < 0.05:
+        headers["Content-Type"] = draw.choice(
+            (
+                "text/plain",
+                "multipart/form-data",
+                "multipart/form-data; boundary=",
+                "multipart/form-data; boundary=x",
+                "\xe9",
+            )
+        )
+    if draw.random() < 0.1:
+        headers["Idempotency-Key"] = draw.choice(("a", "b", "x" * 256, "\xe9"))
+    return body, headers
+
+
+def mutated(draw: random.Random, video: bytes) -> bytes:
+    """The video with something wrong; mostly already in the bytes by which the door knows it."""
+    data = bytearray(video)
+    for mutate in draw.choices(MUTATIONS, k=draw.choice((1, 1, 2, 3))):
+        if len(data) > 16:
+            mutate(data, draw)
+    if draw.random() > DECODED:
+        data[: draw.choice((4, 12, 200))] = draw.randbytes(draw.choice((0, 4, 12, 200)))
+    return bytes(data)
+
+
+def fuzz(url: str, data: Path, *, count: int, seed: int) -> Counter[str]:
+    """Send `count` of them; what became of them, faults under "FAULT ..."."""
+    storage = Storage(data, result_ttl_s=3600)
+    frames = make_scene(frames=4, size=(48, 64)).frames
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = [write_video(Path(folder) / name, frames, **options).read_bytes() for name, options in SEEDS.items()]
+    seen: Counter[str] = Counter()
+    jobs: set[str] = set()
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+        for number in range(count):
+            draw = random.Random(f"{seed} {number}")
+            body, headers = form(draw, mutated(draw, seeds[number % len(seeds)]))
+            raw = {name: value.encode("latin-1") for name, value in headers.items()}
+            response = http.post("/segment", content=body, headers=raw)
+            kind = response.headers.get("content-type", "")
+            if response.status_code == 202:
+                jobs.add(response.json()["id"])
+            elif response.status_code >= 500 or kind != "application/problem+json":
+                seen[f"FAULT {response.status_code} {kind}"] += 1
+                print(
+                    f"FAULT: number {number} of seed {seed}: {response.status_code} {response.text[:300]}", flush=True
+                )
+            seen[str(response.status_code)] += 1
+            if number % 50 == 0:
+                _wait(storage, WAITING)
+    _wait(storage, 0)
+    for job_id in jobs:
+        end = storage.end(job_id)
+        assert end is not None
+        why = end.error.type.removeprefix("/problems/") if end.error else end.status.value
+        is_fault = end.status != Status.succeeded and why in ("internal-error", "too-many-attempts", "canceled")
+        seen[f"FAULT job {job_id} {why}" if is_fault else f"job {why}"] += 1
+    return seen
+
+
+def check_openapi(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Schemathesis over the running service: no server error, no status and no content that is not documented."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    program = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
+    command = [*program, "run", f"{url}/openapi.json", "--checks", checks, "--continue-on-failure", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tempfile.gettempdir())
+
+
+def _wait(storage: Storage, waiting: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(storage.open_jobs()) > waiting:
+        assert time.monotonic() < deadline, f"{len(storage.open_jobs())} jobs do not end"
+        time.sleep(0.1)
+
+
+def main() -> int:
+    count, seed = (int(argument) for argument in (*sys.argv[1:], "10000", "0")[:2])
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="uvos-fuzz-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        log = Path(folder) / "log"
+        command = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", folder]
+        limits = {"UVOS_MAX_FRAMES": "100", "UVOS_MAX_PIXELS": str(2**20), "UVOS_RESULT_TTL_S": "36000"}
+        with log.open("wb") as file:
+            service = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | limits)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_warm(url)
+            seen = fuzz(url, Path(folder), count=count, seed=seed)
+            schema = check_openapi(url, "--max-examples", "100", "--seed", str(seed))
+        finally:
+            service.send_signal(signal.SIGINT)
+            service.wait(60)
+        told = log.read_text(errors="replace")
+        restarts = len(re.findall(r"the child (?:died|is not|did not)|a worker ended", told))
+        tracebacks = len(re.findall(r"^Traceback", told, re.MULTILINE))  # the decoder's last words are told in a line
+    print(f"{count} uploads in {time.monotonic() - began:.0f} s, seed {seed}:", dict(sorted(seen.items())))
+    print(f"restarts of the child or the worker: {restarts}, tracebacks in the log: {tracebacks}")
+    if tracebacks:
+        print(told[told.index("\nTraceback") :][:3000])
+    print(
+        "against the OpenAPI:", schema.stdout[-1500:] if schema.returncode else "no server error, nothing undocumented"
+    )
+    return int(bool(restarts or tracebacks or schema.returncode or any(key.startswith("FAULT") for key in seen)))
+
+
+def _wait_until_warm(url: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            workers = httpx.get(f"{url}/readyz", trust_env=False).json()["workers"]
+            if any(worker["models"] for worker in workers):
+                return
+        except (httpx.HTTPError, KeyError):
+            pass
+        time.sleep(0.2)
+    raise AssertionError("no worker is ready")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
