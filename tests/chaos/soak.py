@@ -29,11 +29,12 @@ def tree(pid: int) -> dict[str, int]:
     found = {"api": pid}
     for child in _children(pid):
         command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
-        if b"worker.cli" in command:
-            found["worker"] = child
-            found |= {"child": grandchild for grandchild in _children(child)}
-        else:
+        if b"valkey" in command or b"redis" in command:
             found["valkey"] = child
+        else:
+            found["worker"] = child
+            for grandchild in _children(child):
+                found["child"] = grandchild
     return found
 
 
