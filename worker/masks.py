@@ -6,7 +6,7 @@ with the video.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -468,7 +468,7 @@ class _Cells:
     weight: NDArray[np.float32]
 
     @staticmethod
-    @cache
+    @lru_cache(maxsize=16)
     def of(patches: int, pixels: int) -> "_Cells":
         # The centre of a pixel in patches, counted from the centre of patch -1; exact in whole numbers.
         position = (2 * np.arange(pixels) + 1) * patches + pixels

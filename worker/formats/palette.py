@@ -11,19 +11,26 @@ MAX_PALETTE_ID = 255
 COMPRESSION = 1  # zlib's fastest: label maps are flat, higher levels cost time and save little
 
 
-@cache
 def palette(size: int = MAX_PALETTE_ID + 1) -> NDArray[np.uint8]:
     """The VOC palette, RGB, shape (size, 3); 0 is black.
 
     Source: the colour map of the PASCAL VOC development kit: the bits of an id, three at a time from the lowest, give
     one bit each to red, green and blue, from the highest down.
     """
-    ids = np.arange(size)[:, None]
+    return _table(max(size - 1, MAX_PALETTE_ID).bit_length())[:size]
+
+
+@cache
+def _table(bits: int) -> NDArray[np.uint8]:
+    """The palette of all ids of so many bits: few sizes, so that what is kept stays small."""
+    ids = np.arange(1 << bits)[:, None]
     channel = np.arange(3)
-    colors = np.zeros((size, 3), np.int64)
+    colors = np.zeros((1 << bits, 3), np.int64)
     for place in range(8):
         colors |= (ids >> (3 * place + channel) & 1) << (7 - place)
-    return colors.astype(np.uint8)
+    table = colors.astype(np.uint8)
+    table.setflags(write=False)
+    return table
 
 
 def color(label: int) -> str:
