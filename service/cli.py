@@ -20,10 +20,10 @@ import typer
 import uvicorn
 from pydantic import SecretStr
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from service import batch
 from service.client import Client, RequestFailed
-from service.contract import Format, JobView, Mode, Status
+from service.contract import Background, Clustering, Edges, Format, Mode, Motion, Status
 from service.embedded import EmbeddedServer
 from service.errors import UvosError
 from service.keys import add_key
@@ -44,6 +44,7 @@ STOP_TIMEOUT_S = 30.0
 RESTART_PAUSE_S = 1.0
 
 UrlOption = Annotated[str, typer.Option(help="Where the service is.", envvar="UVOS_URL")]
+KeyOption = Annotated[str | None, typer.Option(help="API key, where the service asks for one.", envvar="UVOS_API_KEY")]
 
 
 @app.command()
@@ -84,8 +85,9 @@ def serve(
 
 @app.command()
 def segment(
-    video: Annotated[Path, typer.Argument(help="A video file.", exists=True, dir_okay=False)],
+    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or .txt files that list them.")],
     url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
     tau: Annotated[list[float] | None, typer.Option(help="Merge threshold in nats; repeat for several levels.")] = None,
     key_ratio: Annotated[
         float | None, typer.Option(help="Share of the frames that serve as keys. [default: 0.1]")
@@ -95,46 +97,61 @@ def segment(
     formats: Annotated[
         list[Format] | None, typer.Option("--format", help="Repeat for several. [default: png, rle]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the result is saved.")] = Path("masks"),
+    start: Annotated[float | None, typer.Option(help="First second of the part to segment.")] = None,
+    end: Annotated[float | None, typer.Option(help="Last second of the part, exclusive.")] = None,
+    fps: Annotated[float | None, typer.Option(help="At most this many frames a second.")] = None,
+    resolution: Annotated[str | None, typer.Option(help="HxW at which the model looks.")] = None,
+    clustering: Annotated[Clustering | None, typer.Option(help="The paper's procedure or its code's.")] = None,
+    background: Annotated[Background | None, typer.Option(help="Tell background apart, or keep it.")] = None,
+    edges: Annotated[Edges | None, typer.Option(help="Smooth outlines, or patches as published.")] = None,
+    min_area: Annotated[float | None, typer.Option(help="Smallest object, as a share of the frame.")] = None,
+    motion: Annotated[Motion | None, typer.Option(help="Join motion to the features.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results are saved.")] = Path("masks"),
 ) -> None:
-    """Send a video, wait with a progress bar, save its masks."""
-    with Client(url) as client, _job_progress() as bar:
-        task = bar.add_task("sending", total=1.0)
-
-        def show(job: JobView) -> None:
-            bar.update(task, completed=job.fraction, description=describe(job))
-
-        job = client.submit(
-            video,
-            tau=tau,
-            key_ratio=key_ratio,
-            mode=mode.value if mode else None,
-            model=model,
-            format=[one.value for one in formats] if formats else None,
-        )
+    """Send videos, wait with a progress bar each, save their masks."""
+    params = {
+        "tau": tau,
+        "key_ratio": key_ratio,
+        "mode": mode,
+        "model": model,
+        "format": formats,
+        "start": start,
+        "end": end,
+        "fps": fps,
+        "resolution": resolution,
+        "clustering": clustering,
+        "background": background,
+        "edges": edges,
+        "min_area": min_area,
+        "motion": motion,
+    }
+    found = batch.find_videos(videos)
+    with Client(url, api_key=key) as client:
         try:
-            job = client.wait(job, on_change=show)
+            outcomes = batch.run(client, found, out, params, console)
         except KeyboardInterrupt:
-            client.cancel(job)
-            console.print(f"canceled job {job.id}")
+            console.print("stopped; what had not ended is canceled")
             raise typer.Exit(130) from None
-        if job.error is not None:
-            raise RequestFailed(job.error)
-        if job.status == Status.canceled:
-            console.print(f"job {job.id} was canceled")
-            raise typer.Exit(1)
-        bar.update(task, completed=1.0, description="saving")
-        saved = list(client.download_all(job, out))
-    console.print(f"{job.id}: {job.frames_total or ''} {len(saved)} files are in {out}".replace("  ", " "))
+    (first, *more) = outcomes
+    if not more:
+        if first.problem is not None:
+            raise RequestFailed(first.problem)
+        assert first.job is not None
+        console.print(f"{first.job.id}: {first.job.frames_total} frames, {first.files} files are in {out}")
+        return
+    console.print(batch.table(outcomes))
+    if any(each.problem is not None for each in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command()
 def jobs(
     url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
     status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
 ) -> None:
     """List one's jobs, newest first."""
-    with Client(url) as client:
+    with Client(url, api_key=key) as client:
         for job in client.jobs(status):
             console.print(f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}")
 
@@ -159,22 +176,6 @@ def webhook_secret(
     if secret is None:
         raise ValueError("set UVOS_WEBHOOK_SECRET as the service has it")
     print("whsec_" + base64.b64encode(secret_of(secret.get_secret_value(), name or None)).decode())
-
-
-def describe(job: JobView) -> str:
-    """Where a job is, in a few words."""
-    if job.status == Status.queued:
-        return f"queued, {job.position} before it" if job.position else "queued"
-    if job.stage is None:
-        return job.status.value
-    frames = f" {job.frames_done}/{job.frames_total}" if job.frames_total else ""
-    return f"{job.stage.value}{frames}"
-
-
-def _job_progress() -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), console=console
-    )
 
 
 def _serve(settings: Settings) -> None:
