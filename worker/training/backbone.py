@@ -115,7 +115,7 @@ def start_from_pictures(vit: Any, seed: int) -> None:
             layer.attn.qkv.bias.zero_()
             layer.attn.proj.weight.mul_(0.3)
             layer.mlp.fc2.weight.mul_(0.3)
-        vit.blocks[-1].attn.qkv.weight[: 2 * dim].mul_(1.3)
+        vit.blocks[-1].attn.qkv.weight[: 2 * dim].mul_(0.6)
 
 
 def train_backbone(
@@ -181,6 +181,8 @@ def train_backbone(
     began = time.monotonic() - seconds
     with (folder / "loss.csv").open("a", newline="") as file:
         losses = csv.writer(file)
+        if step == 0:
+            losses.writerow(["step", "loss", "seconds"])
         for frames, labels, whole in loader:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate_at(step)
@@ -238,7 +240,7 @@ def _sines(like: Tensor, first: int, prefix: int, grid: tuple[int, int]) -> Tens
     columns = (torch.arange(grid[1]) + 0.5) / grid[1]
     down = (2 * torch.pi * rows[:, None] * frequency)[:, None].expand(-1, grid[1], -1)
     across = (2 * torch.pi * columns[:, None] * frequency)[None].expand(grid[0], -1, -1)
-    amplitude = 0.7 / (1 + torch.arange(waves) * 0.5)
+    amplitude = 0.5 / (1 + torch.arange(waves) * 0.5)
     waves_of = torch.cat([part * amplitude for part in (down.sin(), down.cos(), across.sin(), across.cos())], -1)
     positions[:, prefix:, first : first + 4 * waves] = waves_of.reshape(1, -1, 4 * waves)
     return positions

@@ -6,6 +6,7 @@ outline by colour. Where the two disagree nobody knows, and training looks away.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -36,6 +37,22 @@ class Fate:
     frames: NDArray[np.int64]
     labels: NDArray[np.uint8]
     cutouts: list[Cutout]
+
+
+def save_fate(fate: Fate, path: Path) -> None:
+    """Write labels and cut-outs to one compressed file."""
+    pictures = np.zeros((0, CANVAS, CANVAS, 3), np.uint8), np.zeros((0, CANVAS, CANVAS), np.uint8)
+    if fate.cutouts:
+        pictures = np.stack([one.picture for one in fate.cutouts]), np.stack([one.alpha for one in fate.cutouts])
+    with path.open("wb") as file:
+        np.savez_compressed(file, frames=fate.frames, labels=fate.labels, pictures=pictures[0], alphas=pictures[1])
+
+
+def read_fate(path: Path) -> Fate:
+    """Read what `save_fate` wrote."""
+    with np.load(path) as file:
+        cutouts = [Cutout(picture, alpha) for picture, alpha in zip(file["pictures"], file["alphas"], strict=True)]
+        return Fate(file["frames"], file["labels"], cutouts)
 
 
 def common_fate(pack: Pack, *, every: int = 3, on_progress: Callable[[int, int], None] | None = None) -> Fate:

@@ -12,7 +12,7 @@ from worker.training.fate import UNKNOWN
 from worker.training.samples import GROUPS
 
 NEVER = -1e4  # logit of a key that nobody knows the group of; exp of it is 0 in float32 and bfloat16
-LARGE = 0.5  # groups weigh as their size to this power: by size ground is all, by number specks are
+LARGE = 0.25  # groups weigh as their size to this power: by size ground is all, by number specks are
 
 
 def group_shares(labels: Tensor, patch: int) -> Tensor:
@@ -37,7 +37,8 @@ def grouping_loss(queries: Tensor, keys: Tensor, asking: Tensor, shares: Tensor,
 
     For token i with share F[i, g] of group g, the target over key tokens j is sum_g F[i, g] F[j, g] / sum_j F[j, g]:
     uniform over its group, patches on an edge in proportion. Where the ground holds things that nobody labelled,
-    its tokens are only asked to attend to ground, not to all of it alike. Each group weighs as the root of its size.
+    its tokens are only asked to attend to ground, not to all of it alike. Each group weighs as the fourth root of
+    its size.
 
     Args:
         queries: Of all tokens or some, shape (B, n, heads, d).
