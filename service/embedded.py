@@ -56,6 +56,8 @@ class EmbeddedServer:
             RuntimeError: another process uses the folder, no server program is installed, or it does not start; its
                 log's end is in the message.
         """
+        if self._process is not None:
+            self._process.wait(START_TIMEOUT_S)
         self._own_folder()
         log = self.folder / "valkey.log"
         command = [
