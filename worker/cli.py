@@ -34,6 +34,7 @@ from service.models import MODELS, ModelEntry, find_model
 from service.settings import Settings
 from service.storage import Storage
 from worker.evaluation import commands as evaluation
+from worker.training import commands as training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +42,7 @@ app = typer.Typer(
     help="Unsupervised video object segmentation: the worker of the service, and the method on its own.",
 )
 app.command()(evaluation.evaluate)
+app.add_typer(training.app, name="train")
 app.command()(evaluation.score)
 console = Console(stderr=True)
 

@@ -55,7 +55,7 @@ def read_fate(path: Path) -> Fate:
         return Fate(file["frames"], file["labels"], cutouts)
 
 
-def common_fate(pack: Pack, *, every: int = 3, on_progress: Callable[[int, int], None] | None = None) -> Fate:
+def common_fate(pack: Pack, *, every: int = 4, on_progress: Callable[[int, int], None] | None = None) -> Fate:
     """Label every n-th frame of each clip by what moves in it.
 
     Args:

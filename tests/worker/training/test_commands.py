@@ -1,0 +1,64 @@
+"""The command lines: from videos to weights, with curves beside them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from service.models import find_model
+from tests.videos import write_video
+from worker.backbone import create_vit
+from worker.training.commands import app
+from worker.training.curves import draw_curves
+from worker.training.scenes import draw_scene
+from worker.weights import load_into, read_weights
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    scene = draw_scene(np.random.default_rng(910_000), frames=8, size=(64, 128), objects=2)
+    write_video(folder / "clip.mp4", scene.frames, fps=10)
+    done = CliRunner().invoke(
+        app, ["pack", "--videos", str(folder), "--out", str(folder / "frames.pack"), "--size", "64x128"]
+    )
+    assert done.exit_code == 0, done.output
+    return folder / "frames.pack"
+
+
+def test_a_backbone_is_trained_and_fits_tiny(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    done = CliRunner().invoke(
+        app, ["backbone", "--pack", str(packed), "--out", str(out), "--steps", "2", "--batch", "1", "--size", "32x64"]
+    )
+    assert done.exit_code == 0, done.output
+    entry = find_model("tiny")
+    load_into(create_vit(entry.timm_id, entry.timm_options), read_weights(out).vit)
+    assert (tmp_path / "weights.work" / "loss.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_block_is_trained_behind_tiny(packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "block.safetensors"
+    done = CliRunner().invoke(
+        app,
+        ["block", "--pack", str(packed), "--out", str(out), "--model", "tiny", "--steps", "2", "--batch", "1",
+         "--device", "cpu"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    block = read_weights(out).block
+    assert block is not None
+    assert block.backbone == "tiny"
+    assert (tmp_path / "block.work" / "loss.csv").exists()
+
+
+def test_a_folder_without_videos_is_one_sentence(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["pack", "--videos", str(tmp_path), "--out", str(tmp_path / "frames.pack")])
+    assert done.exit_code == 1
+    assert "no video there" in done.output
+
+
+def test_too_few_steps_give_no_curve(tmp_path: Path) -> None:
+    (tmp_path / "loss.csv").write_text("step,loss,seconds\n1,2.0,0.1\n")
+    with pytest.raises(ValueError, match="too few"):
+        draw_curves(tmp_path / "loss.csv", tmp_path / "loss.png")
