@@ -117,13 +117,11 @@ def segment(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Also write tokens.npz: the cluster of every token.")
     ] = False,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="Also write the masks of each round of the clustering, on patches.")
+    ] = False,
 ) -> None:
     """Segment one video: no queue, no server."""
-    from worker.loading import load_model
-    from worker.pipeline import Extras
-    from worker.pipeline import segment as run_pipeline
-    from worker.tasks import budget_of
-
     settings = Settings()
     chosen = _params(
         {
@@ -133,6 +131,13 @@ def segment(
         }
     )  # fmt: skip
     entry = find_model(chosen.model or settings.default_model) if chosen.model or weights is None else None
+    _refuse_taken(out)
+
+    from worker.loading import load_model  # torch, once nothing can be wrong any more that is quicker to tell
+    from worker.pipeline import Extras
+    from worker.pipeline import segment as run_pipeline
+    from worker.tasks import budget_of
+
     with _progress() as bar:
         loading = bar.add_task("loading the model", total=None)
         loaded = load_model(
@@ -146,7 +151,7 @@ def segment(
         )
         bar.remove_task(loading)
         params = _filled(chosen, loaded.entry)
-        _empty(out)
+        out.mkdir(parents=True, exist_ok=True)
         tasks: dict[Stage, int] = {}
 
         def tell(stage: Stage, done: int, total: int | None) -> None:
@@ -157,7 +162,13 @@ def segment(
         with tempfile.TemporaryDirectory(prefix=".uvos-", dir=out.parent) as work:
             made = Path(work)
             manifest = run_pipeline(
-                source, params, loaded, made, budget=budget_of(settings), extras=Extras(tokens=tokens), on_progress=tell
+                source,
+                params,
+                loaded,
+                made,
+                budget=budget_of(settings),
+                extras=Extras(tokens, rounds),
+                on_progress=tell,
             )
             for path in sorted(made.iterdir()):
                 path.rename(out / path.name)
@@ -217,9 +228,8 @@ def _filled(chosen: SegmentParams, entry: ModelEntry) -> JobParams:
     return JobParams.model_validate(chosen.model_dump() | defaults)
 
 
-def _empty(out: Path) -> None:
-    """Make the folder, or refuse one that holds another result: nothing is overwritten unasked."""
-    out.mkdir(parents=True, exist_ok=True)
+def _refuse_taken(out: Path) -> None:
+    """Refuse a folder that holds another result: nothing is overwritten unasked."""
     taken = [name for name in ("manifest.json", "levels", "tokens.npz") if (out / name).exists()]
     if taken:
         raise InvalidParameters(f"--out {out} already holds a result ({', '.join(taken)}): choose another folder")

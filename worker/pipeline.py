@@ -42,7 +42,7 @@ from worker.formats.palette import color, write_png
 from worker.formats.rle import RleWriter, Runs
 from worker.formats.rounds import write_rounds
 from worker.loading import LoadedModel
-from worker.masks import Decision, decide, frame_labels
+from worker.masks import Decision, as_drawn, decide, frame_labels
 from worker.motion import join_motion, motion_energy
 from worker.spool import Spool
 
@@ -71,6 +71,8 @@ class Extras:
 
     tokens: bool = False
     """`tokens.npz`: the cluster of every token, before background is told apart."""
+    rounds: bool = False
+    """`levels/<tau>/rounds/<round>/00000.png …`: the groups after each round of the clustering, on patches."""
 
 
 class Stopwatch:
@@ -188,13 +190,16 @@ def segment(
         if extras.tokens:
             np.savez_compressed(out / "tokens.npz", labels=np.stack([one.labels for one in assigned]))
         with watch.stage(Stage.masks):
-            decisions = [_decide(one, params) for one in assigned]
+            decisions = [_decide(one, params, grid, decoded.clip.video_size) for one in assigned]
             _draw(source, decoded, params, grid, assigned, decisions, out, budget.decode, tell)
             for one in assigned:
                 write_rounds(
                     out / "levels" / level_name(one.level.tau) / "rounds.json",
                     one.level.rounds[0].parents.reshape(one.labels.shape),
                 )
+            if extras.rounds:
+                for one in assigned:
+                    _draw_rounds(out / "levels" / level_name(one.level.tau) / "rounds", one, decoded.clip.video_size)
             if Format.png in params.format:
                 for one in assigned:
                     _zip_masks(out / "levels" / level_name(one.level.tau), name or source.stem)
@@ -377,19 +382,35 @@ def _assign(
 # --- masks
 
 
-def _decide(one: Assigned, params: JobParams) -> Decision:
-    class Scores:
-        def __getitem__(self, frame: int) -> NDArray[np.floating]:
-            return one.scores.read(frame, frame + 1)[0]  # type: ignore[no-any-return]
+class _Scores:
+    """The scores of an assignment by frame, (N, C)."""
 
-    return decide(
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def __getitem__(self, frame: int) -> NDArray[np.floating]:
+        row: NDArray[np.floating] = self._spool.read(frame, frame + 1)[0]
+        return row
+
+
+def _decide(one: Assigned, params: JobParams, grid: PatchGrid, size: tuple[int, int]) -> Decision:
+    """What becomes of each cluster; ids, areas and spans are those of the label maps as they will be drawn."""
+    scores = _Scores(one.scores)
+    decision = decide(
         one.labels,
         len(one.level.centroids),
         mode=params.mode,
         background=params.background,
         min_area=params.min_area,
-        distances=Scores(),
+        distances=scores,
     )
+
+    def areas(frame: int) -> NDArray[np.intp]:
+        labels = frame_labels(scores[frame], grid, size=size, decision=decision, edges=params.edges)
+        return np.bincount(labels.ravel(), minlength=len(decision.objects) + 1)
+
+    with ThreadPoolExecutor(DRAWING_THREADS) as pool:
+        return as_drawn(decision, np.stack(list(pool.map(areas, range(len(one.labels))))))
 
 
 def _draw(
@@ -413,9 +434,7 @@ def _draw(
 
     def draw(frame: int, index: int) -> tuple[dict[int, str], NDArray[np.uint16] | None]:
         one, decision = assigned[index], decisions[index]
-        labels = frame_labels(
-            one.scores.read(frame, frame + 1)[0], grid, size=size, decision=decision, edges=params.edges
-        )
+        labels = frame_labels(_Scores(one.scores)[frame], grid, size=size, decision=decision, edges=params.edges)
         if Format.png in params.format:
             path = folders[index] / "masks" / f"{frame:05d}.png"
             write_png(path, labels, objects=len(decision.objects))
@@ -448,6 +467,20 @@ def _draw(
                     overlays[index].write(picture, labels)
             drawn += 1
             tell(Stage.masks, drawn, len(times))
+
+
+def _draw_rounds(folder: Path, one: Assigned, size: tuple[int, int]) -> None:
+    """The hierarchy of Fig. 1: the groups after each round, as patches at the video's size; ids are group + 1."""
+    length, height, width = one.labels.shape
+    rows, columns = np.arange(size[0]) * height // size[0], np.arange(size[1]) * width // size[1]
+    groups = np.arange(length * height * width)
+    for number, each in enumerate(one.level.rounds):
+        groups = each.parents[groups]
+        place = folder / str(number)
+        place.mkdir(parents=True)
+        count = int(groups.max()) + 1
+        for frame, labels in enumerate(groups.reshape(one.labels.shape)):
+            write_png(place / f"{frame:05d}.png", labels.take(rows, 0).take(columns, 1) + 1, objects=count)
 
 
 def _zip_masks(folder: Path, name: str) -> None:

@@ -31,7 +31,7 @@ def run(video: Path, out: Path, *, budget: Budget | None = None, **params: Any) 
         stub_model(),
         out,
         budget=budget or Budget(),
-        extras=Extras(tokens=True),
+        extras=Extras(tokens=True, rounds=True),
     )
 
 
@@ -78,6 +78,18 @@ def test_rounds_lead_from_tokens_to_the_clusters(video: Path, tmp_path: Path) ->
         assert len(after.parents) == before.centroids
         assert set(after.parents) == set(range(after.centroids))
     assert level.rounds[-1].centroids == level.clusters
+
+
+def test_the_masks_of_each_round_merge_from_round_to_round(video: Path, tmp_path: Path) -> None:
+    level = run(video, tmp_path / "out", tau=[0.3]).levels[0]
+    folder = tmp_path / "out" / "levels" / "0.3" / "rounds"
+    drawn = [
+        np.stack([np.asarray(Image.open(path)) for path in sorted((folder / str(number)).iterdir())])
+        for number in range(len(level.rounds))
+    ]
+    assert drawn[0].shape == SCENE.labels.shape
+    for before, after, each in zip(drawn, drawn[1:], level.rounds[1:], strict=False):
+        np.testing.assert_array_equal(after, 1 + np.array(each.parents)[before.astype(int) - 1])
 
 
 def test_the_windowed_procedure_runs_too(video: Path, tmp_path: Path) -> None:
