@@ -69,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("uvos"),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
     )
     problems.install(app)
     app.add_middleware(

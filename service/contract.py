@@ -68,6 +68,12 @@ Tau = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Resolution = Annotated[str, Field(pattern=r"^[1-9][0-9]{1,4}x[1-9][0-9]{1,4}$")]
 
 
+class Described(BaseModel):
+    """A model whose fields carry their docstrings into OpenAPI."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
 class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -129,9 +135,12 @@ class SegmentParams(Contract):
 class JobParams(SegmentParams):
     """A job's parameters after defaults: nothing is left to be chosen by the worker but a resolution by video."""
 
-    tau: list[Tau] = Field(min_length=1, max_length=8)  # required after defaults
-    model: str
+    tau: list[Tau] = Field(min_length=1, max_length=8, examples=[[1.0]])  # required after defaults
+    """Merge thresholds, nats: a level of the result for each."""
+    model: str = Field(examples=["tiny"])
+    """A name from /models."""
     motion: Motion
+    """Whether camera-compensated motion is joined to the tokens."""
 
 
 def level_name(tau: float) -> str:
@@ -139,24 +148,34 @@ def level_name(tau: float) -> str:
     return f"{tau:g}"
 
 
-class FieldProblem(BaseModel):
+class FieldProblem(Described):
     """What is wrong with one field of a request."""
 
     field: str = Field(examples=["tau.0"])
+    """The field, by its path in the form."""
     message: str = Field(examples=["Input should be greater than 0"])
+    """What is wrong with it."""
     limit: float | int | str | None = Field(None, examples=[0])
+    """What would be allowed."""
     actual: str | None = Field(None, examples=["-1"])
+    """What was given."""
 
 
-class Problem(BaseModel):
+class Problem(Described):
     """An RFC 9457 problem: also what a failed job carries."""
 
     type: str = Field(examples=["/problems/too-many-frames"])
-    title: str
-    status: int
-    detail: str
-    limit: float | int | str | None = None
-    actual: float | int | str | None = None
+    """Stable name of the kind of failure; a path, not an address to fetch."""
+    title: str = Field(examples=["Too many frames"])
+    """The kind in words."""
+    status: int = Field(examples=[422])
+    """HTTP status; of a failed job, the one it would have as an answer."""
+    detail: str = Field(examples=["the video has 6000 frames, at most 5000 may be"])
+    """What went wrong this time."""
+    limit: float | int | str | None = Field(None, examples=[5000])
+    """What would be allowed, where there is a limit."""
+    actual: float | int | str | None = Field(None, examples=[6000])
+    """What it was."""
     errors: list[FieldProblem] | None = None
     """Every field that is wrong, for /problems/invalid-parameters."""
 
@@ -167,7 +186,7 @@ class QueueMessage(Contract):
     job_id: str
 
 
-class JobRecord(BaseModel):
+class JobRecord(Described):
     """What was asked for; written to storage before the job is queued, never changed."""
 
     id: str
@@ -185,7 +204,7 @@ class JobRecord(BaseModel):
     """Whom to tell how it ended."""
 
 
-class JobEnd(BaseModel):
+class JobEnd(Described):
     """How a job ended; created once and never changed: whoever creates it decides."""
 
     status: Status
@@ -199,7 +218,7 @@ class JobEnd(BaseModel):
     error: Problem | None = None
 
 
-class Work(BaseModel):
+class Work(Described):
     """How much there is to do, known once the video is decoded: what the time of each stage depends on."""
 
     frames: int
@@ -211,7 +230,7 @@ class Work(BaseModel):
     levels: int
 
 
-class Timing(BaseModel):
+class Timing(Described):
     """What a job that succeeded took; the estimates of later jobs come from it."""
 
     model: str
@@ -228,7 +247,7 @@ class Timing(BaseModel):
         return sum(self.seconds.values())
 
 
-class Progress(BaseModel):
+class Progress(Described):
     """Where a running job is; lives in Redis alone."""
 
     execution: str
@@ -245,86 +264,106 @@ class Progress(BaseModel):
     device: str | None = None
 
 
-class WorkerInfo(BaseModel):
+class WorkerInfo(Described):
     """What a worker tells of itself while it lives."""
 
-    name: str
-    device: str
-    models: dict[str, str] = Field(default_factory=dict)
+    name: str = Field(examples=["host-1a2b3c4d"])
+    """Its own name, new at every start."""
+    device: str = Field(examples=["cuda:0"])
+    """Where it computes."""
+    models: dict[str, str] = Field(
+        default_factory=dict, examples=[{"tiny": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}]
+    )
     """Models it has loaded, and the SHA-256 of their weights."""
-    sandbox: list[str] = Field(default_factory=list)
+    sandbox: list[str] = Field(default_factory=list, examples=[["rlimits", "landlock"]])
     """What holds its decoder."""
-    busy_with: str | None = None
+    busy_with: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    """The job it works on."""
 
 
-class Video(BaseModel):
+class Video(Described):
     """The uploaded file."""
 
     name: str = Field(examples=["clip"])
     """The client's name for it, without folders and ending."""
     bytes: int = Field(examples=[1_048_576])
-    sha256: str
+    """Size of the file, bytes."""
+    sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+    """Of the file, in hex."""
 
 
-class SecondsRange(BaseModel):
+class SecondsRange(Described):
     """An estimate, in seconds."""
 
     low: float = Field(ge=0, examples=[4.0])
+    """Hardly less than this, seconds."""
     high: float = Field(ge=0, examples=[9.0])
+    """Hardly more than this, seconds."""
 
 
-class LevelLinks(BaseModel):
+class LevelLinks(Described):
     """Where the result of one level lies; absent where the format was not asked for."""
 
     tau: float = Field(examples=[1.0])
-    masks_zip: str | None = None
+    """The level, nats."""
+    masks_zip: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/masks.zip?tau=1"])
     """All masks as `<video name>/00000.png …`."""
-    mask: str | None = None
+    mask: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/masks/{frame}.png?tau=1"])
     """One frame's mask; replace `{frame}` by its index."""
-    rle: str | None = None
-    overlay: str | None = None
-    youtube_vis: str | None = None
-    cvat: str | None = None
-    rounds: str | None = None
+    rle: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/rle.json?tau=1"])
+    """COCO run lengths of every object in every frame."""
+    overlay: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/overlay.mp4?tau=1"])
+    """The video with coloured masks over it, H.264."""
+    youtube_vis: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/youtube-vis.json?tau=1"])
+    """YouTube-VIS results."""
+    cvat: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cvat.xml?tau=1"])
+    """CVAT for video 1.1."""
+    rounds: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/rounds.json?tau=1"])
     """The groups of patches from which the rounds of the clustering began; the manifest tells how they merged."""
 
 
-class Links(BaseModel):
+class Links(Described):
     self: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
-    events: str
-    cancel: str
-    manifest: str | None = None
+    """The job itself."""
+    events: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/events"])
+    """Its events as they happen."""
+    cancel: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cancel"])
+    """POST here ends it."""
+    manifest: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/manifest.json"])
     """Once succeeded."""
     levels: list[LevelLinks] = Field(default_factory=list)
     """Once succeeded: one for each tau, in the order asked for."""
 
 
-class Delivery(BaseModel):
+class Delivery(Described):
     """One attempt to tell a client's server how its job ended."""
 
-    attempt: int = Field(ge=1)
-    at: datetime
-    status: int | None = None
+    attempt: int = Field(ge=1, examples=[1])
+    """Counted from 1."""
+    at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
+    """When it was made."""
+    status: int | None = Field(None, examples=[200])
     """What the server answered; absent where it did not."""
-    error: str | None = None
+    error: str | None = Field(None, examples=["connection refused"])
     """Why there is no answer."""
-    next_at: datetime | None = None
+    next_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
     """When it will be tried again; absent where it will not."""
 
 
-class Callback(BaseModel):
+class Callback(Described):
     """Whom a job's end is told to, and how that went."""
 
-    url: str
+    url: str = Field(examples=["https://example.org/hooks/uvos"])
+    """Where the end is told to."""
     last_delivery: Delivery | None = None
+    """The latest attempt, once there was one."""
 
 
-class JobView(BaseModel):
+class JobView(Described):
     """A job as its owner sees it."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
     id: str = Field(examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    """Unguessable, sorted by time of creation."""
     status: Status = Field(examples=["running"])
     """queued and running may change; succeeded, failed and canceled are final."""
     stage: Stage | None = Field(None, examples=["attention"])
@@ -339,12 +378,16 @@ class JobView(BaseModel):
     """Jobs before this one in the queue, while queued."""
     eta_s: SecondsRange | None = None
     """Seconds until the end, while queued or running, where it can be estimated."""
-    created_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    expires_at: datetime | None = None
+    created_at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
+    """When it was accepted."""
+    started_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
+    """When a worker began it."""
+    ended_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
+    """When it ended."""
+    expires_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
     """When the job and its results will be removed, once it has ended."""
     video: Video
+    """The file it was made from."""
     params: JobParams
     """As they are used: defaults filled in."""
     error: Problem | None = None
@@ -352,123 +395,168 @@ class JobView(BaseModel):
     callback: Callback | None = None
     """Where a `callback_url` was given."""
     links: Links
+    """Where everything about it lies."""
 
 
-class JobPage(BaseModel):
+class JobPage(Described):
     """Some of one's jobs, newest first."""
 
     jobs: list[JobView]
+    """Newest first."""
     next: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
     """The cursor of the next page; None on the last."""
 
 
-class ManifestVideo(BaseModel):
-    name: str
-    sha256: str
-    width: int
+class ManifestVideo(Described):
+    name: str = Field(examples=["clip"])
+    """The client's name for it."""
+    sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+    """Of the file, in hex."""
+    width: int = Field(examples=[854])
     """Pixels, as shown: rotation applied."""
-    height: int
-    frame_count: int
-    fps: float | None
+    height: int = Field(examples=[480])
+    """Pixels, as shown."""
+    frame_count: int = Field(examples=[48])
+    """Frames of the part that was segmented."""
+    fps: float | None = Field(examples=[24.0])
     """Mean frames per second; None for a single frame."""
-    pts_s: list[float]
+    pts_s: list[float] = Field(examples=[[0.0, 0.0417]])
     """Presentation time of each frame, seconds."""
-    rotation: int
+    rotation: int = Field(examples=[0])
     """Degrees clockwise that were applied."""
-    sample_aspect_ratio: str
+    sample_aspect_ratio: str = Field(examples=["1:1"])
     """"1:1" where pixels are square."""
-    codec: str
+    codec: str = Field(examples=["h264"])
+    """As libav names it."""
 
 
-class ManifestModel(BaseModel):
-    name: str
-    weights: str
+class ManifestModel(Described):
+    name: str = Field(examples=["tiny"])
+    """Its name in /models."""
+    weights: str = Field(examples=["tiny.safetensors"])
     """Where they came from."""
-    sha256: str
-    version: str | None = None
+    sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+    """Of the weights' file, in hex."""
+    version: str | None = Field(None, examples=["1"])
+    """Of the weights."""
 
 
-class ManifestObject(BaseModel):
-    id: int
-    color: str
+class ManifestObject(Described):
+    id: int = Field(examples=[1])
+    """Its label in every frame; counted from 1 by first appearance, then area."""
+    color: str = Field(examples=["#800000"])
     """"#rrggbb", as in the palette."""
-    area: float
+    area: float = Field(examples=[0.12])
     """Mean share of the frame over the frames it is seen in."""
-    first_frame: int
-    last_frame: int
-    frames: int
+    first_frame: int = Field(examples=[0])
+    """Index of the first frame it is seen in."""
+    last_frame: int = Field(examples=[47])
+    """Index of the last frame it is seen in."""
+    frames: int = Field(examples=[48])
     """The number of frames it is seen in."""
-    background_score: float
+    background_score: float = Field(examples=[0.1])
+    """How much it looks like background: 0 not at all, 1 wholly."""
 
 
-class ManifestRound(BaseModel):
-    centroids: int
-    parents: list[int]
+class ManifestRound(Described):
+    centroids: int = Field(examples=[12])
+    """How many there were after it."""
+    parents: list[int] = Field(examples=[[0, 1, 1]])
     """For each centroid of the round before, the index of the centroid it merged into; empty in the first round,
     before which every token stood for itself."""
 
 
-class ManifestLevel(BaseModel):
-    tau: float
-    name: str
-    clusters: int
+class ManifestLevel(Described):
+    tau: float = Field(examples=[1.0])
+    """Merge threshold, nats."""
+    name: str = Field(examples=["1"])
+    """Of its folder and in links."""
+    clusters: int = Field(examples=[7])
+    """Centroids at the end, background among them."""
     objects: list[ManifestObject]
-    background_clusters: int
+    """What was found, by id."""
+    background_clusters: int = Field(examples=[2])
+    """Clusters told to be background."""
     rounds: list[ManifestRound]
-    files: list[str]
+    """How clusters merged, round by round."""
+    files: list[str] = Field(examples=[["levels/1/rle.json"]])
+    """What was written, by path."""
 
 
-class Manifest(BaseModel):
+class Manifest(Described):
     """What a job did, enough to do it again: written once, when the result is complete."""
 
-    job_id: str | None
-    created_at: datetime
+    job_id: str | None = Field(examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    """The job; none where the worker was run by hand."""
+    created_at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
+    """When the result was complete."""
     video: ManifestVideo
-    params: dict[str, Any]
+    """What was segmented."""
+    params: dict[str, Any] = Field(examples=[{"tau": [1.0], "key_ratio": 0.1}])
+    """As used, defaults filled in."""
     model: ManifestModel
-    versions: dict[str, str]
-    device: str
-    dtype: str
-    resolution: str
-    grid: str
-    key_frames: list[int]
-    timings_s: dict[str, float]
-    warnings: list[str]
-    sandbox: list[str] = Field(default_factory=list)
+    """What saw it."""
+    versions: dict[str, str] = Field(examples=[{"torch": "2.9.0"}])
+    """Of the packages that matter."""
+    device: str = Field(examples=["cuda:0"])
+    """Where it was computed."""
+    dtype: str = Field(examples=["bfloat16"])
+    """Of matrix products; logarithms and sums are float32."""
+    resolution: str = Field(examples=["192x344"])
+    """HxW in pixels at which the model looked."""
+    grid: str = Field(examples=["24x43"])
+    """HxW in patches."""
+    key_frames: list[int] = Field(examples=[[0, 10, 20]])
+    """Indices of the frames that served as keys."""
+    timings_s: dict[str, float] = Field(examples=[{"decode": 0.4, "total": 3.2}])
+    """Seconds in each stage, and in all."""
+    warnings: list[str] = Field(examples=[["level 0.1 has 300 objects: its PNGs are 16-bit grey"]])
+    """What a person should know of the result."""
+    sandbox: list[str] = Field(default_factory=list, examples=[["rlimits", "landlock"]])
     """What held the decoder."""
     levels: list[ManifestLevel]
+    """One for each tau, in the order asked for."""
 
 
-class RleMask(BaseModel):
-    size: tuple[int, int]
-    counts: str
+class RleMask(Described):
+    size: tuple[int, int] = Field(examples=[[480, 854]])
+    """Height and width, pixels."""
+    counts: str = Field(examples=["0PPh0"])
+    """COCO's compressed run lengths: column-major, zeros first."""
 
 
-class RleObject(BaseModel):
-    id: int
+class RleObject(Described):
+    id: int = Field(examples=[1])
+    """As in the manifest."""
     rle: RleMask
+    """Where it is in this frame."""
 
 
-class RleFrame(BaseModel):
-    index: int
-    time: float
+class RleFrame(Described):
+    index: int = Field(examples=[0])
+    """From 0; an index into the manifest's `pts_s`."""
+    time: float = Field(examples=[0.0417])
+    """When it is shown, seconds."""
     objects: list[RleObject]
+    """Those seen in this frame, by id; they do not overlap."""
 
 
-class RleDocument(BaseModel):
+class RleDocument(Described):
     """rle.json of one level: COCO run lengths, column-major, background first."""
 
-    size: tuple[int, int]
+    size: tuple[int, int] = Field(examples=[[480, 854]])
+    """Height and width of the video, pixels."""
     frames: list[RleFrame]
+    """All frames, in order."""
 
 
-class RoundsDocument(BaseModel):
+class RoundsDocument(Described):
     """rounds.json of one level: the group of every patch after the first round, before groups merged.
 
     The group after round r of the manifest is `rounds[r].parents[... rounds[1].parents[group]]`.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, int] = Field(examples=[[24, 43]])
     """Patches of a frame, (h, w)."""
-    frames: list[list[int]]
+    frames: list[list[int]] = Field(examples=[[[0, 40, 1, 992]]])
     """For each frame its runs of equal groups, row by row: group, length, group, length, ..."""

@@ -36,7 +36,9 @@ JobsDep = Annotated[Jobs, Depends(_jobs)]
 ListenerDep = Annotated[Listener, Depends(_listener)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 OwnerDep = Annotated[str | None, Depends(_owner)]
-JobId = Annotated[str, Path(pattern="^[0-9a-z]{1,64}$", examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])]
+JobId = Annotated[
+    str, Path(pattern="^[0-9a-z]{1,64}$", description="The job's id.", examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+]
 
 
 def _existing_job(job_id: JobId, jobs: JobsDep, owner: OwnerDep) -> JobRecord:

@@ -23,31 +23,38 @@ class Facet(StrEnum):
 class ModelEntry(Contract):
     """One model of the registry."""
 
-    name: str
-    version: str
+    name: str = Field(examples=["dino-vits8"])
+    """What a job calls it."""
+    version: str = Field(examples=["dino"])
     """Of the weights; a new one whenever results may change."""
-    description: str
-    timm_id: str
+    description: str = Field(examples=["DINO ViT-S/8: the paper's own backbone, fine outlines."])
+    """In a sentence."""
+    timm_id: str = Field(examples=["vit_small_patch8_224.dino"])
     """The architecture in timm and the tag of its weights there; VisionTransformer: timm's class itself."""
-    timm_options: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    timm_options: dict[str, int | float | bool | str] = Field(default_factory=dict, examples=[{"img_size": 224}])
     """What the architecture is made with beyond its defaults."""
-    patch: int
+    patch: int = Field(examples=[8])
     """Pixels a side."""
-    mean: tuple[float, float, float] = DINO_MEAN
-    std: tuple[float, float, float] = DINO_STD
-    short_side: int
+    mean: tuple[float, float, float] = Field(DINO_MEAN, examples=[[0.485, 0.456, 0.406]])
+    """Subtracted from RGB in [0, 1]."""
+    std: tuple[float, float, float] = Field(DINO_STD, examples=[[0.229, 0.224, 0.225]])
+    """RGB is divided by it."""
+    short_side: int = Field(examples=[320])
     """Default resolution: the frame's short side in pixels, aspect kept."""
     facet: Facet
+    """Its tokens."""
     tau: dict[Mode, float]
     """Default merge threshold by mode, in nats."""
     motion: Motion = Motion.off
-    weights: str
+    """Whether motion is joined to the tokens by default."""
+    weights: str = Field(examples=["timm/vit_small_patch8_224.dino"])
     """Where they come from: a package file, or the repository on the hub."""
-    sha256: str | None = None
+    sha256: str | None = Field(None, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
     """Of the weights' file; None where this project has never seen it."""
-    block: str | None = None
+    block: str | None = Field(None, examples=["tiny-block.safetensors"])
     """A trained spatio-temporal block, as a package file; None: training-free."""
-    licence: str
+    licence: str = Field(examples=["Apache-2.0"])
+    """Of the weights."""
     gated: bool = False
     """The hub asks for an accepted licence first."""
 

@@ -32,6 +32,7 @@ data: {"id":"019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c","status":"succeeded", ...}
 
 @router.get(
     "/{job_id}/events",
+    operation_id="follow_job",
     response_class=Response,
     responses={
         200: {

@@ -3,9 +3,9 @@
 import redis
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel
+from pydantic import Field
 
-from service.contract import WorkerInfo
+from service.contract import Described, WorkerInfo
 from service.dependencies import JobsDep, SettingsDep
 from service.errors import QueueUnavailable
 from service.models import MODELS, ModelEntry
@@ -13,14 +13,16 @@ from service.models import MODELS, ModelEntry
 router = APIRouter()
 
 
-class Alive(BaseModel):
+class Alive(Described):
     alive: bool = True
+    """Always true: a process that is not does not answer."""
 
 
-class Ready(BaseModel):
+class Ready(Described):
     """Whether a job would be accepted, and who would work on it."""
 
     ready: bool
+    """Whether a job would be accepted now."""
     queue: bool
     """Redis answers."""
     storage: bool
@@ -29,9 +31,11 @@ class Ready(BaseModel):
     """Live workers; none means that jobs wait, not that they are refused."""
 
 
-class ModelPage(BaseModel):
-    default: str
+class ModelPage(Described):
+    default: str = Field(examples=["tiny"])
+    """The model of jobs that name none."""
     models: list[ModelEntry]
+    """All that this service knows."""
 
 
 @router.get("/livez", tags=["health"])

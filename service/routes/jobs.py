@@ -15,7 +15,10 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
 @router.get(
-    "/{job_id}", response_model_exclude_none=True, responses=problems(JobNotFound, InvalidParameters, QueueUnavailable)
+    "/{job_id}",
+    operation_id="get_job",
+    response_model_exclude_none=True,
+    responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
 async def show(
     job: ExistingJob,
@@ -32,7 +35,12 @@ async def show(
     return await to_thread.run_sync(lambda: jobs.view(jobs.find(job.id, job.owner)))
 
 
-@router.get("", response_model_exclude_none=True, responses=problems(InvalidParameters, QueueUnavailable))
+@router.get(
+    "",
+    operation_id="list_jobs",
+    response_model_exclude_none=True,
+    responses=problems(InvalidParameters, QueueUnavailable),
+)
 def index(
     jobs: JobsDep,
     owner: OwnerDep,
@@ -46,6 +54,7 @@ def index(
 
 @router.post(
     "/{job_id}/cancel",
+    operation_id="cancel_job",
     response_model_exclude_none=True,
     responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
@@ -54,7 +63,12 @@ def cancel(job: ExistingJob, jobs: JobsDep) -> JobView:
     return jobs.cancel(job)
 
 
-@router.delete("/{job_id}", status_code=204, responses=problems(JobNotFound, InvalidParameters, QueueUnavailable))
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    status_code=204,
+    responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
+)
 def delete(job: ExistingJob, jobs: JobsDep) -> None:
     """Cancel a job and remove its video, its result and the job itself."""
     jobs.delete(job)

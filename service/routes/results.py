@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse
+from pydantic import BaseModel
 
+from service.contract import Manifest, RleDocument, RoundsDocument
 from service.dependencies import PublishedResult
 from service.errors import InvalidParameters, JobNotFound, ResultNotFound, ResultNotReady
 from service.formats import cvat, youtube_vis
@@ -25,6 +27,23 @@ IfNoneMatchHeader = Annotated[str | None, Header(alias="If-None-Match", descript
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
+PARTIAL: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The part that `Range` asked for."},
+    416: {"description": "`Range` asks for what is not there."},
+}
+
+
+def document(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a JSON file."""
+    return {200: {"description": "The document.", "model": model}, **PARTIAL}
+
+
+def binary(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a file of bytes."""
+    schema = {"type": "string", "format": "binary"}
+    return {200: {"description": "The file.", "content": {media_type: {"schema": schema}}}, **PARTIAL}
+
+
 def made(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a format that is made from the run lengths."""
     return {
@@ -33,25 +52,25 @@ def made(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-@router.get("/manifest.json", response_class=FileResponse)
+@router.get("/manifest.json", response_class=FileResponse, responses=document(Manifest))
 def manifest(result: PublishedResult) -> FileResponse:
     """What was done, with what, and what came out: enough to do it again."""
     return FileResponse(result.manifest_path, media_type="application/json", headers=IMMUTABLE)
 
 
-@router.get("/rle.json", response_class=FileResponse)
+@router.get("/rle.json", response_class=FileResponse, responses=document(RleDocument))
 def rle(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     """COCO run lengths of every object in every frame."""
     return FileResponse(result.file(tau, "rle.json"), media_type="application/json", headers=IMMUTABLE)
 
 
-@router.get("/rounds.json", response_class=FileResponse)
+@router.get("/rounds.json", response_class=FileResponse, responses=document(RoundsDocument))
 def rounds(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     """The groups of patches after the first round of the clustering; the manifest tells how they merged."""
     return FileResponse(result.file(tau, "rounds.json"), media_type="application/json", headers=IMMUTABLE)
 
 
-@router.get("/masks.zip", response_class=FileResponse)
+@router.get("/masks.zip", response_class=FileResponse, responses=binary("application/zip"))
 def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     """All masks as palette PNGs in the layout of DAVIS: `<video name>/00000.png …`."""
     return FileResponse(
@@ -62,7 +81,7 @@ def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     )
 
 
-@router.get("/masks/{frame}.png", response_class=FileResponse)
+@router.get("/masks/{frame}.png", response_class=FileResponse, responses=binary("image/png"))
 def mask(
     result: PublishedResult,
     frame: Annotated[int, Path(ge=0, le=10_000_000, description="Index of the frame, from 0.")],
@@ -72,7 +91,7 @@ def mask(
     return FileResponse(result.file(tau, f"masks/{frame:05d}.png"), media_type="image/png", headers=IMMUTABLE)
 
 
-@router.get("/overlay.mp4", response_class=FileResponse)
+@router.get("/overlay.mp4", response_class=FileResponse, responses=binary("video/mp4"))
 def overlay(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     """The video with coloured masks over it (H.264)."""
     return FileResponse(result.file(tau, "overlay.mp4"), media_type="video/mp4", headers=IMMUTABLE)
