@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from service.cli import describe
+from service.batch import describe
 from service.client import Client
 from service.contract import JobView, Manifest, Status
 from worker.formats.overlay import strip

@@ -1,0 +1,29 @@
+"""`make demo` does what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_demo_writes_what_it_names_and_stops_what_it_started(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "48 frames of 854x480" in " ".join(done.stdout.split())
+    named = [Path(word) for word in done.stdout.split() if word.startswith("out/")]
+    assert len(named) == 5
+    assert all((tmp_path / path).exists() for path in named)
+    strip = Image.open(tmp_path / "out" / "strip.png")
+    assert strip.width > 4 * strip.height
+    assert len(list((tmp_path / "out" / "levels" / "1" / "masks").rglob("*.png"))) == 48
