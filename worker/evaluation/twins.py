@@ -22,7 +22,7 @@ TRAINED = "tiny"  # whose size, patch and defaults the twins have
 COLOUR_POSITION, RANDOM = "colour-position", "random"
 SEED = 0
 
-COLOUR_SCALE = 6.0  # CIELAB units at which two patches' attention to each other has fallen to exp(-1/2)
+COLOUR_SCALE = 10.0  # CIELAB units at which two patches' attention to each other has fallen to exp(-1/2)
 POSITION_SCALE = 0.25  # likewise, of the frame's height
 BATCH = 16  # frames
 
