@@ -17,13 +17,15 @@ from worker.clip import PatchGrid
 
 BORDER_RING = 1  # patches: how deep the frame border is when a cluster's hold on it is counted
 BACKGROUND_SCORE = 0.5  # above it a cluster holds more of the border than its share of the area warrants
+MOVING = 0.25  # mean energy above which a cluster moves; 0.15 to 0.65 measure alike, lower spares what rests at times
 
-# `mode=single` takes the cluster with the highest product of these four, each raised to its weight.
+# `mode=single` takes the cluster with the highest product of these, each raised to its weight, and of its mean energy.
 SINGLE_PERSISTENCE_WEIGHT = 1.0  # share of the frames it is seen in
 SINGLE_INSIDE_WEIGHT = 1.0  # 1 - background score: how little it clings to the border
 SINGLE_CENTRE_WEIGHT = 1.0  # how near to the middle of the frame its patches lie
 SINGLE_AREA_WEIGHT = 0.5  # mean share of the frame: a speck in the middle is not the main object
 SINGLE_CENTRE_SIGMA = 0.25  # of the frame's sides: where the weight of a patch has fallen to exp(-1/2)
+SINGLE_STILL = 0.05  # energy that a cluster counts for at least: where nothing moves, the rest decides
 SINGLE_JOIN = 1.0  # clusters that score at least this share of the best one join it; 1 keeps only the best
 
 
@@ -86,6 +88,7 @@ def decide(
     background: Background = Background.auto,
     min_area: float = 0.0,
     distances: Distances | None = None,
+    motion: NDArray[np.floating] | None = None,
 ) -> Decision:
     """What becomes of each cluster: background, an object with an id, or merged into its neighbours.
 
@@ -93,9 +96,10 @@ def decide(
     together and their tokens go each to its nearest remaining cluster; this repeats until none is smaller; the
     largest cluster always stays. Then background: with `auto`, exactly the clusters whose share of all border tokens
     exceeds their share of all tokens (background score above 0.5), and if there is none among two or more, the one
-    nearest to it; with `keep`, none. `mode=single` leaves one object, the cluster most persistent, central, inside
-    the frame and large (a product, see the constants), and makes background of the rest whatever `background` says.
-    So with two or more clusters an answer is never all foreground (but for `keep`), and never all background.
+    nearest to it; where `motion` tells that some of the others move, what stands still is background too. With
+    `keep`, none. `mode=single` leaves one object, the cluster most persistent, central, inside the frame, large and
+    moving (a product, see the constants), and makes background of the rest whatever `background` says. So with two
+    or more clusters an answer is never all foreground (but for `keep`), and never all background.
 
     Args:
         assignment: Nearest cluster of each token, shape (T, h, w), values in [0, clusters).
@@ -105,6 +109,8 @@ def decide(
         min_area: Share of the frame, in [0, 1).
         distances: Distance of each token to each cluster; read only for frames that hold a token of a dropped
             cluster. Required when `min_area` > 0.
+        motion: How surely each token moves otherwise than the camera, in 0..1, shape (T, h, w), as
+            `worker.motion.motion_energy` gives it; None where it was not looked at.
 
     Raises:
         ValueError: shapes or values do not fit, or `distances` is needed and absent.
@@ -116,7 +122,9 @@ def decide(
         raise ValueError(f"expected an assignment of shape (T, h, w), got {assignment.shape = }")
     if assignment.min() < 0 or assignment.max() >= clusters:
         raise ValueError(f"expected clusters in [0, {clusters}), got {assignment.min()} to {assignment.max()}")
-    tally, merged = _merge_small(assignment, _Tally.of(assignment, clusters), min_area, distances)
+    if motion is not None and motion.shape != assignment.shape:
+        raise ValueError(f"expected the motion of each token, got {motion.shape = } for {assignment.shape = }")
+    tally, merged = _merge_small(assignment, _Tally.of(assignment, clusters, motion), min_area, distances)
     seen = _Sightings.of(tally)
     if mode is Mode.single:
         groups = _main_object(seen)
@@ -189,19 +197,28 @@ class _Tally:
         tokens: The number of its tokens, shape (T, C).
         border: How many of them lie on the border of the frame, shape (T, C).
         central: How near they are to the middle of the frame, each in (0, 1], summed, shape (T, C).
-        grid: (h, w).
+        moving: How surely they move, each in 0..1, summed, shape (T, C).
+        motion: How surely each token of each frame moves, shape (T, h, w).
     """
 
     tokens: NDArray[np.intp]
     border: NDArray[np.intp]
     central: NDArray[np.float64]
-    grid: tuple[int, int]
+    moving: NDArray[np.float64]
+    motion: NDArray[np.floating]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w)."""
+        return self.motion.shape[1], self.motion.shape[2]
 
     @staticmethod
-    def of(assignment: NDArray[np.integer], clusters: int) -> "_Tally":
+    def of(assignment: NDArray[np.integer], clusters: int, motion: NDArray[np.floating] | None = None) -> "_Tally":
         length, height, width = assignment.shape
+        if motion is None:
+            motion = np.broadcast_to(np.float32(0), assignment.shape)
         shape = length, clusters
-        tally = _Tally(np.zeros(shape, np.intp), np.zeros(shape, np.intp), np.zeros(shape), (height, width))
+        tally = _Tally(np.zeros(shape, np.intp), np.zeros(shape, np.intp), np.zeros(shape), np.zeros(shape), motion)
         everywhere = np.ones(height * width, bool)
         for t, frame in enumerate(assignment):
             tally.add(t, everywhere, frame.ravel())
@@ -218,16 +235,23 @@ class _Tally:
         self.tokens[frame] += np.bincount(clusters, minlength=number)
         self.border[frame] += np.bincount(clusters, ring.ravel()[tokens], number).astype(np.intp)
         self.central[frame] += np.bincount(clusters, centre.ravel()[tokens], number)
+        self.moving[frame] += np.bincount(clusters, self.motion[frame].ravel()[tokens], number)
 
     def without(self, clusters: NDArray[np.bool_]) -> "_Tally":
         """A copy in which some clusters, a mask of shape (C,), hold nothing."""
         rest = ~clusters
-        return _Tally(self.tokens * rest, self.border * rest, self.central * rest, self.grid)
+        return _Tally(self.tokens * rest, self.border * rest, self.central * rest, self.moving * rest, self.motion)
 
     def grouped(self, groups: NDArray[np.intp]) -> "_Tally":
         """The tally of groups of clusters: the group of each cluster, numbered from 0, shape (C,)."""
         members = (groups[:, None] == np.arange(groups.max() + 1)).astype(np.intp)  # (C, groups)
-        return _Tally(self.tokens @ members, self.border @ members, self.central @ members, self.grid)
+        return _Tally(
+            self.tokens @ members,
+            self.border @ members,
+            self.central @ members,
+            self.moving @ members,
+            self.motion,
+        )
 
 
 @dataclass(frozen=True)
@@ -246,6 +270,8 @@ class _Sightings:
     """Share of all frames that it is seen in."""
     central: NDArray[np.float64]
     """Mean nearness of its tokens to the middle of the frame."""
+    energy: NDArray[np.float64]
+    """How surely its tokens move, on average, in 0..1."""
     background_score: NDArray[np.float64]
     """b / (b + a), b its share of all border tokens and a its share of all tokens: 0.5 is a fair share."""
 
@@ -264,6 +290,7 @@ class _Sightings:
             frames=frames,
             persistence=frames / len(seen),
             central=tally.central.sum(0) / np.maximum(total, 1),
+            energy=tally.moving.sum(0) / np.maximum(total, 1),
             background_score=border_due / np.maximum(border_due + area_due, 1),
         )
 
@@ -302,6 +329,9 @@ def _background(seen: _Sightings) -> NDArray[np.bool_]:
     """Which clusters are background, shape (C,): never all of them, and one at least where there are two."""
     # With a limit of 0.5 they cannot all exceed it, as both shares sum to 1; they can all meet it exactly.
     background = seen.held & (seen.background_score > BACKGROUND_SCORE)
+    moving = seen.held & ~background & (seen.energy > MOVING)
+    if moving.any():
+        background = seen.held & ~moving
     by_score = np.lexsort((seen.area * seen.frames, seen.background_score, seen.held))  # the last is likeliest
     if not background.any() and seen.held.sum() > 1:
         background[by_score[-1]] = True
@@ -317,6 +347,7 @@ def _main_object(seen: _Sightings) -> NDArray[np.intp]:
         * (1 - seen.background_score) ** SINGLE_INSIDE_WEIGHT
         * seen.central**SINGLE_CENTRE_WEIGHT
         * seen.area**SINGLE_AREA_WEIGHT
+        * np.maximum(seen.energy, SINGLE_STILL)
     )
     score[~seen.held] = -1
     groups = np.zeros(len(score), np.intp)

@@ -70,7 +70,7 @@ class Extras:
     """What is written beside the result, for people who look into the method."""
 
     tokens: bool = False
-    """`tokens.npz`: the cluster of every token, before background is told apart."""
+    """`tokens.npz`: the cluster of every token, before background is told apart, and its motion where looked at."""
     rounds: bool = False
     """`levels/<tau>/rounds/<round>/00000.png …`: the groups after each round of the clustering, on patches."""
 
@@ -108,6 +108,8 @@ class Projected:
     """A row a frame, (N, heads, d)."""
     keys: Tensor
     """(K*N, heads, d)."""
+    motion: NDArray[np.float32] | None
+    """How surely each token moves, (T, h, w); None where it was not looked at."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,13 @@ def segment(
             assigned = open_files.enter_context(_assign(maps, levels, grid, out, tell))
         watch.move(maps.seconds, source=Stage.clustering, target=Stage.attention)
         if extras.tokens:
-            np.savez_compressed(out / "tokens.npz", labels=np.stack([one.labels for one in assigned]))
+            clusters = np.stack([one.labels for one in assigned])
+            if projected.motion is None:
+                np.savez_compressed(out / "tokens.npz", labels=clusters)
+            else:
+                np.savez_compressed(out / "tokens.npz", labels=clusters, motion=projected.motion)
         with watch.stage(Stage.masks):
-            decisions = [_decide(one, params, grid, decoded.clip.video_size) for one in assigned]
+            decisions = [_decide(one, params, grid, decoded.clip.video_size, projected.motion) for one in assigned]
             _draw(source, decoded, params, grid, assigned, decisions, out, budget.decode, tell)
             for one in assigned:
                 write_rounds(
@@ -310,7 +316,7 @@ def _project(
             keys.extend(part.keys[frame - start] for frame in range(start, stop) if frame in kept)
         tell(Stage.features, len(frames), len(frames))
         assert queries is not None
-        yield Projected(queries, torch.cat(keys))
+        yield Projected(queries, torch.cat(keys), energy)
 
 
 def _to_device(frames: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -393,7 +399,9 @@ class _Scores:
         return row
 
 
-def _decide(one: Assigned, params: JobParams, grid: PatchGrid, size: tuple[int, int]) -> Decision:
+def _decide(
+    one: Assigned, params: JobParams, grid: PatchGrid, size: tuple[int, int], motion: NDArray[np.float32] | None
+) -> Decision:
     """What becomes of each cluster; ids, areas and spans are those of the label maps as they will be drawn."""
     scores = _Scores(one.scores)
     decision = decide(
@@ -403,6 +411,7 @@ def _decide(one: Assigned, params: JobParams, grid: PatchGrid, size: tuple[int, 
         background=params.background,
         min_area=params.min_area,
         distances=scores,
+        motion=motion,
     )
 
     def areas(frame: int) -> NDArray[np.intp]:

@@ -26,6 +26,14 @@ def assignments(draw, min_clusters: int = 1):
 
 
 @st.composite
+def measured_videos(draw):
+    """Distances of every frame and the assignment that follows from them."""
+    length, height, width, clusters = (draw(st.integers(1, 4)) for _ in range(4))
+    distances = draw(npst.arrays(np.float32, (length, height * width, clusters), elements=st.floats(0, 4, width=16)))
+    return distances, distances.argmin(2).reshape(length, height, width)
+
+
+@st.composite
 def frames(draw, whole_numbers: bool = False):
     """Distances of one frame, the grid, and a size in pixels: larger or smaller than the grid."""
     height, width, clusters = draw(st.integers(1, 6)), draw(st.integers(1, 6)), draw(st.integers(1, 7))
@@ -117,11 +125,18 @@ def test_distances_of_another_grid_are_refused():
 # --- what becomes of a cluster
 
 
-@given(assignments(min_clusters=2), st.sampled_from(Mode), st.sampled_from(Background))
+@st.composite
+def energies(draw, shape):
+    """Nothing, everything, or each token as it likes: moving tokens are few values, so that clusters may tie."""
+    return draw(npst.arrays(np.float32, shape, elements=st.sampled_from([0.0, 0.1, 0.5, 1.0])))
+
+
+@given(assignments(min_clusters=2), st.sampled_from(Mode), st.sampled_from(Background), st.data())
 @settings(deadline=None)
-def test_an_answer_is_never_degenerate(video, mode, background):
+def test_an_answer_is_never_degenerate(video, mode, background, data):
     assignment, clusters = video
-    decision = decide(assignment, clusters, mode=mode, background=background)
+    motion = data.draw(st.none() | energies(assignment.shape))
+    decision = decide(assignment, clusters, mode=mode, background=background, motion=motion)
     labels = decision.object_of[assignment]
     assert labels.any()
     if len(np.unique(assignment)) > 1 and (mode is Mode.single or background is Background.auto):
@@ -205,15 +220,62 @@ def test_the_main_object_is_central_persistent_and_no_speck():
     assert decide(assignment, 5, mode=Mode.single).object_of.tolist() == [0, 1, 0, 0, 0]
 
 
+def still_and_moving():
+    """A frame of background, a thing that rests, one that moves, and a moving strip along the border."""
+    assignment = np.zeros((4, 12, 12), int)
+    assignment[:, 4:9, 4:7] = 1
+    assignment[:, 3:6, 8:10] = 2
+    assignment[:, 4:8, 11:] = 3
+    return assignment, np.isin(assignment, (2, 3)).astype(np.float32) * 0.8
+
+
+def test_what_stands_still_is_background_where_something_moves():
+    assignment, motion = still_and_moving()
+    assert decide(assignment, 4).object_of.astype(bool).tolist() == [False, True, True, False]
+    assert decide(assignment, 4, motion=motion).object_of.astype(bool).tolist() == [False, False, True, False]
+    assert decide(assignment, 4, motion=motion, background=Background.keep).object_of.all()
+
+
+def test_where_nothing_moves_for_certain_motion_decides_nothing():
+    assignment, motion = still_and_moving()
+    for mode in Mode:
+        without = decide(assignment, 4, mode=mode)
+        for quiet in (np.zeros_like(motion), 0.05 * motion):
+            np.testing.assert_array_equal(decide(assignment, 4, mode=mode, motion=quiet).object_of, without.object_of)
+
+
+def test_an_object_that_rests_most_of_the_time_still_moves():
+    assignment, motion = still_and_moving()
+    motion[:2] = 0
+    assert decide(assignment, 4, motion=motion).object_of[2] > 0
+
+
+def test_the_main_object_moves():
+    assignment, motion = still_and_moving()
+    assert decide(assignment, 4, mode=Mode.single).object_of.tolist() == [0, 1, 0, 0]
+    assert decide(assignment, 4, mode=Mode.single, motion=motion).object_of.tolist() == [0, 0, 1, 0]
+
+
+def test_motion_of_other_tokens_is_refused():
+    with pytest.raises(ValueError, match="motion of each token"):
+        decide(np.zeros((2, 4, 4), int), 1, motion=np.zeros((2, 4, 5), np.float32))
+
+
+@given(measured_videos(), st.data())
+def test_merged_tokens_take_their_motion_along(video, data):
+    """Dropping clusters and deciding says what deciding on the merged assignment says."""
+    distances, assignment = video
+    motion = data.draw(energies(assignment.shape))
+    clusters = distances.shape[2]
+    once = decide(assignment, clusters, min_area=0.3, distances=distances, motion=motion)
+    kept = np.where(np.isin(np.arange(clusters), once.merged), np.inf, distances)
+    kept[:, :, ~once.competes] = np.inf
+    merged = kept.argmin(2).reshape(assignment.shape)
+    again = decide(merged, clusters, motion=motion)
+    np.testing.assert_array_equal(once.object_of[merged] > 0, again.object_of[merged] > 0)
+
+
 # --- min_area
-
-
-@st.composite
-def measured_videos(draw):
-    """Distances of every frame and the assignment that follows from them."""
-    length, height, width, clusters = (draw(st.integers(1, 4)) for _ in range(4))
-    distances = draw(npst.arrays(np.float32, (length, height * width, clusters), elements=st.floats(0, 4, width=16)))
-    return distances, distances.argmin(2).reshape(length, height, width)
 
 
 @given(measured_videos(), st.floats(0.01, 0.9))

@@ -44,19 +44,21 @@ class PipelineSegmenter:
                 on_progress=lambda stage, done, total: tell(stage.value, done, total),
             )
             with np.load(out / "tokens.npz") as tokens:
-                assignments = tokens["labels"]
+                assignments, motion = tokens["labels"], tokens.get("motion")
             return [
-                _segmentation(out / "levels" / level_name(tau) / "masks", annotated, assignment)
+                _segmentation(out / "levels" / level_name(tau) / "masks", annotated, assignment, motion)
                 for tau, assignment in zip(self.params.tau, assignments, strict=True)
             ]
 
 
-def _segmentation(masks: Path, annotated: Sequence[int], assignment: NDArray[np.int32]) -> Segmentation:
+def _segmentation(
+    masks: Path, annotated: Sequence[int], assignment: NDArray[np.int32], motion: NDArray[np.float32] | None
+) -> Segmentation:
     clusters = int(assignment.max()) + 1
     labels = read_all([masks / f"{frame:05d}.png" for frame in annotated])
     drawn = drawn_ids(labels, assignment[list(annotated)], clusters)
-    main = decide(assignment, clusters, mode=Mode.single).object_of > 0
-    objects = decide(assignment, clusters, background=Background.auto).object_of > 0
+    main = decide(assignment, clusters, mode=Mode.single, motion=motion).object_of > 0
+    objects = decide(assignment, clusters, background=Background.auto, motion=motion).object_of > 0
     return Segmentation(
         labels=labels,
         main=frozenset(drawn[main & (drawn > 0)].tolist()),
