@@ -37,7 +37,8 @@ ONLY: dict[str, set[str]] = {
     "worker.crew": set(),
     "worker.divergence": set(),
     "worker.attention": {"worker.clip", "worker.crew", "worker.spool"},
-    "worker.clustering": {"worker.clip", "worker.attention", "worker.crew", "worker.divergence"},
+    "worker.window": {"worker.attention", "worker.divergence"},
+    "worker.clustering": {"worker.clip", "worker.attention", "worker.crew", "worker.divergence", "worker.window"},
     "worker.motion": {"worker.clip"},
     "worker.sandbox": set(),
     "worker.sources": set(),
@@ -79,6 +80,7 @@ BARE_MACHINE = {
     "worker.crew",
     "worker.divergence",
     "worker.attention",
+    "worker.window",
     "worker.clustering",
 }
 BARE_PACKAGES = {"torch", "timm", "numpy", "safetensors"}

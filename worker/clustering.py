@@ -9,21 +9,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.attention import AttentionMaps, LoadedFrames
+from worker.attention import AttentionMaps
 from worker.crew import Crew
-from worker.divergence import BFLOAT16_UNIT, SLACK, Factors, fast_dtype, log_density, near_enough, pair_divergence
+from worker.divergence import (
+    BFLOAT16_UNIT,
+    SLACK,
+    Factors,
+    fast_dtype,
+    log_density,
+    near_enough,
+    pair_divergence,
+)
+from worker.window import WINDOW, Window
 
-WINDOW = 3  # frames the released code clusters together first
 BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on together, with their factors
 CANDIDATES = 256  # rows among which new leaders are looked for at once
 PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
 PAIRS = 16  # single pairs that one thread decides at once
 FACTOR_ROWS = 16  # whose factors one thread makes at once: all of it stays in a core's cache
-NEIGHBOUR_ROWS = 600  # of a window, both ways, in one product
 DISTANCE_BYTES = 2**24  # of distances given out at once
 MEMORY_BYTES = 4 * 2**30
 
 Progress = Callable[[int, int], None]
+Source = Callable[[int, int, Tensor], None]  # writes rows start to stop (exclusive) into a tensor
 
 
 class MemoryBudgetExceeded(Exception):
@@ -86,7 +94,7 @@ class _Block:
         limit = BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
         return max(1, limit // (key_tokens * (4 + 2 * fast_dtype(device).itemsize)))
 
-    def fill(self, count: int, source: Callable[[int, int, Tensor], None], breathe: Callable[[], None]) -> None:
+    def fill(self, count: int, source: Source, breathe: Callable[[], None]) -> None:
         """Take `count` rows from `source(start, stop, out)`."""
         self.p, self.factors = self._all_p[:count], self._all_factors[:count]
 
@@ -333,7 +341,7 @@ def algorithm1(
         breathe()
         frames = maps.load(first, min(first + together, maps.frame_count))
         for start, stop in _parts(len(frames), most):
-            block.fill(stop - start, _shifted(frames, start), breathe)
+            block.fill(stop - start, _shifted(frames.fill, start), breathe)
             for walk, labels in zip(walks, parents, strict=True):
                 labels.append(walk.take(block, breathe))
         frames.done()
@@ -344,8 +352,8 @@ def algorithm1(
     ]
 
 
-def _shifted(frames: LoadedFrames, offset: int) -> Callable[[int, int, Tensor], None]:
-    return lambda start, stop, out: frames.fill(start + offset, stop + offset, out)
+def _shifted(source: Source, offset: int) -> Source:
+    return lambda start, stop, out: source(start + offset, stop + offset, out)
 
 
 def windowed(
@@ -367,21 +375,20 @@ def windowed(
     job = _Job(maps, on_progress, memory_bytes // len(taus))
     centroids: list[list[Tensor]] = [[] for _ in taus]
     parents: list[list[NDArray[np.int64]]] = [[] for _ in taus]
-    rows = min(WINDOW, maps.frame_count) * maps.tokens_per_frame
-    window = job.block(rows)
-    smooth = job.block(min(rows, _Block.rows_of(maps.key_tokens, maps.device)))
+    if (needed := Window.bytes_needed(maps, len(taus))) > memory_bytes:
+        raise MemoryBudgetExceeded(needed, memory_bytes)
+    window = Window(maps, len(taus))
+    smooth = job.block(min(window.capacity, _Block.rows_of(maps.key_tokens, maps.device)))
     for first in range(0, maps.frame_count, WINDOW):
         breathe = job.report(first)
         breathe()
-        frames = maps.load(first, min(first + WINDOW, maps.frame_count))
-        window.fill(len(frames), frames.fill, breathe)
-        frames.done()
-        for tau, means, labels in zip(taus, centroids, parents, strict=True):
-            near = _neighbours(window, tau, maps.crew, breathe)
+        window.fill(maps.load(first, min(first + WINDOW, maps.frame_count)), taus, breathe)
+        for level, (tau, means, labels) in enumerate(zip(taus, centroids, parents, strict=True)):
+            window.smooth(level, breathe)
             walk = job.leaders(tau, inclusive=True)
             offset = sum(map(len, means))
-            for start, stop in _parts(len(frames), smooth.capacity):
-                smooth.fill(stop - start, _means_of(near[start:stop], window.p), breathe)
+            for start, stop in _parts(len(window), smooth.capacity):
+                smooth.fill(stop - start, _shifted(window.copy, start), breathe)
                 labels.append(walk.take(smooth, breathe) + offset)
             means.append(walk.means())
             needed = 4 * maps.key_tokens * (offset + walk.count)
@@ -392,40 +399,6 @@ def windowed(
         job.merge(tau, torch.cat(means), [Round(np.concatenate(labels))], inclusive=True)
         for tau, means, labels in zip(taus, centroids, parents, strict=True)
     ]
-
-
-def _neighbours(window: _Block, tau: float, crew: Crew, breathe: Callable[[], None]) -> Tensor:
-    """Which of all pairs of a window's rows are within τ: bool, (n, n), symmetric, each row its own neighbour."""
-    count = len(window.p)
-    near = torch.empty(count, count, dtype=torch.bool, device=window.p.device)
-    ranges = _parts(count, NEIGHBOUR_ROWS)
-    tiles = [(a, b) for number, a in enumerate(ranges) for b in ranges[number:]]
-
-    def work(first: int, last: int) -> None:
-        for (start, stop), (other_start, other_stop) in tiles[first:last]:
-            rows, others = window.factors[start:stop], window.factors[other_start:other_stop]
-            distances, doubt = near_enough(rows, others), rows.doubt(tau, others)[:, None]
-            within = distances <= tau - doubt
-            row, other = ((distances <= tau + doubt) & ~within).nonzero().T
-            p, q = window.p[start:stop], window.p[other_start:other_stop]
-            for begin in range(0, len(row), PAIRS):
-                some, more = row[begin : begin + PAIRS], other[begin : begin + PAIRS]
-                within[some, more] = pair_divergence(p[some], q[more]) <= tau
-            near[start:stop, other_start:other_stop] = within
-            near[other_start:other_stop, start:stop] = within.T
-
-    crew.run(work, len(tiles), 1, breathe)
-    return near.fill_diagonal_(True)
-
-
-def _means_of(near: Tensor, p: Tensor) -> Callable[[int, int, Tensor], None]:
-    """Rows that are the mean of their neighbours."""
-
-    def fetch(start: int, stop: int, out: Tensor) -> None:
-        torch.mm(near[start:stop].float(), p, out=out)
-        out /= out.sum(-1, keepdim=True)
-
-    return fetch
 
 
 def distances(

@@ -1,0 +1,85 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.worker import reference
+from tests.worker.test_clustering import groups, maps_of
+from worker import window
+from worker.divergence import symmetric_kl
+from worker.window import Window, _like_beside_like, _summed
+
+
+def nothing():
+    pass
+
+
+@pytest.fixture(params=[(128, 256, 300), (8, 5, 7), (1, 1, 1)], ids=["as set", "small", "single"])
+def tiles(request, monkeypatch):
+    """Nothing depends on how the square of all pairs is cut."""
+    for name, value in zip(("TILE_ROWS", "COLUMNS", "SUMMARY"), request.param, strict=True):
+        monkeypatch.setattr(window, name, value)
+    monkeypatch.setattr(window, "PIVOT_ROWS", 4)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("taus", [(1.0,), (0.2, 3.0, math.inf)])
+def test_rows_become_the_means_of_their_neighbours(taus):
+    rows, _ = groups(3, 6, 60, 20, noise=0.5)
+    maps = maps_of(rows, 20)
+    exact = maps.rows(0, 3).numpy().astype(np.float64)
+    distances = reference.symmetric_kl(exact, exact)
+    found = Window(maps, len(taus))
+    found.fill(maps.load(0, 3), taus, nothing)
+    for level, tau in enumerate(taus):
+        assert np.abs(distances - tau)[~np.eye(60, dtype=bool)].min() > 1e-4
+        near = (distances <= tau).astype(float)
+        assert 60 < near.sum() <= 3600
+        found.smooth(level, nothing)
+        smooth = torch.empty(60, 20)
+        found.copy(0, 60, smooth)
+        np.testing.assert_allclose(smooth, near @ exact / near.sum(1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_a_window_is_filled_again_and_may_be_shorter():
+    rows, _ = groups(4, 3, 80, 20, noise=0.1)
+    maps = maps_of(rows, 20)
+    used = Window(maps, 1)
+    used.fill(maps.load(0, 3), (1.0,), nothing)
+    used.smooth(0, nothing)
+    used.fill(maps.load(3, 4), (1.0,), nothing)
+    used.smooth(0, nothing)
+    fresh = Window(maps, 1)
+    fresh.fill(maps.load(3, 4), (1.0,), nothing)
+    fresh.smooth(0, nothing)
+    smooth, expected = torch.empty(2, 20, 20)
+    used.copy(0, 20, smooth)
+    fresh.copy(0, 20, expected)
+    assert len(used) == 20
+    torch.testing.assert_close(smooth, expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 50), st.integers(1, 12))
+def test_summing_over_groups_of_keys_never_makes_distances_larger(seed, keys, width):
+    rows = torch.from_numpy(np.random.default_rng(seed).dirichlet(np.full(keys, 0.3), 6))
+    summed = _summed(rows, width)
+    assert summed.shape == (6, -(-keys // width))
+    torch.testing.assert_close(summed.sum(1), rows.sum(1))
+    assert (symmetric_kl(summed, summed) <= symmetric_kl(rows, rows) + 1e-6).all()
+
+
+def test_rows_of_a_group_are_put_side_by_side():
+    rows, truth = groups(5, 4, 200, 30)
+    ordered = truth[_like_beside_like(torch.from_numpy(rows).float()).numpy()]
+    assert (np.diff(ordered) != 0).sum() == 3
+
+
+def test_the_memory_needed_is_what_is_taken():
+    rows, _ = groups(6, 2, 60, 20)
+    maps = maps_of(rows, 20)
+    taken = Window(maps, 2)
+    assert Window.bytes_needed(maps, 2) == sum(one.nbytes for one in (taken._rows, taken._sorted, taken._near))

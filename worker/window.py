@@ -1,0 +1,167 @@
+"""A window of frames as the released code clusters it first: which rows are neighbours, and the means over them."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.attention import AttentionMaps, LoadedFrames
+from worker.divergence import log_density, symmetric_kl
+
+WINDOW = 3  # frames
+TILE_ROWS, GPU_TILE_ROWS = 128, 1024  # sorted rows whose neighbours are looked for together
+COLUMNS, GPU_COLUMNS = 256, 4096  # rows they are compared with, or averaged over, at once
+LOG_ROWS = 16  # whose logs one thread takes at once
+PIVOT_ROWS = 32  # rows are sorted around every so many
+SUMMARY = 300  # groups of keys that show most pairs to be far apart
+SUMMARY_SLACK = 1e-3  # nats; far above float32's rounding
+
+
+class Window:
+    """The rows of a window, which of them are within some thresholds of each other, and the means over neighbours.
+
+    All of it in float32, as in the released code, where that code takes two products over all pairs for the
+    distances and a third for the means. Here most pairs are shown to be far apart at little cost: summing both
+    rows over groups of keys never makes J larger. Rows are sorted by what they are like, so that the neighbours of
+    some rows that are worked on together are few, and only those are looked at.
+
+    Args:
+        maps: The attention maps; a window is at most 3 of their frames.
+        levels: The number of thresholds.
+    """
+
+    def __init__(self, maps: AttentionMaps, levels: int) -> None:
+        self.capacity = min(WINDOW, maps.frame_count) * maps.tokens_per_frame
+        on_cpu = maps.device.type == "cpu"
+        self._crew, self._fill_rows, self._device = maps.crew, maps.tile_rows, maps.device
+        self._tile = TILE_ROWS if on_cpu else GPU_TILE_ROWS
+        self._columns = COLUMNS if on_cpu else GPU_COLUMNS
+        self._log_rows = LOG_ROWS if on_cpu else self.capacity
+        self._scratch = threading.local()
+        # One after the other: the rows as they come; the logs of the sorted rows; smoothed rows, again as they came.
+        self._rows = torch.empty(self.capacity, maps.key_tokens, device=maps.device)
+        self._sorted = torch.empty(self.capacity, maps.key_tokens, device=maps.device)
+        self._near = torch.empty(levels, self.capacity, self.capacity, dtype=torch.bool, device=maps.device)
+        self._count = 0
+
+    @staticmethod
+    def bytes_needed(maps: AttentionMaps, levels: int) -> int:
+        """The memory that a window of these maps takes."""
+        rows = min(WINDOW, maps.frame_count) * maps.tokens_per_frame
+        return rows * (2 * 4 * maps.key_tokens + levels * rows)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fill(self, frames: LoadedFrames, taus: Sequence[float], breathe: Callable[[], None]) -> None:
+        """Take the rows of the frames and decide which pairs are neighbours at each threshold (J <= τ)."""
+        self._count = len(frames)
+        rows = self._rows[: len(frames)]
+        width = -(-rows.shape[1] // SUMMARY)
+        summaries = torch.empty(len(frames), -(-rows.shape[1] // width), device=self._device)
+
+        def fill(start: int, stop: int) -> None:
+            frames.fill(start, stop, rows[start:stop])
+            summaries[start:stop] = _summed(rows[start:stop], width)
+
+        self._crew.run(fill, len(frames), self._fill_rows, breathe)
+        frames.done()
+        order = self._order = _like_beside_like(summaries)
+
+        def sort(start: int, stop: int) -> None:
+            torch.index_select(rows, 0, order[start:stop], out=self._sorted[start:stop])
+
+        self._crew.run(sort, len(frames), self._log_rows, breathe)
+        self._find_neighbours(summaries[order], taus, breathe)
+
+    def _find_neighbours(self, summaries: Tensor, taus: Sequence[float], breathe: Callable[[], None]) -> None:
+        count = len(self)
+        p, log = self._sorted[:count], self._rows[:count]
+        own = torch.empty(count, device=self._device)
+        summary_log = log_density(summaries, torch.empty_like(summaries))
+        summary_own = (summaries * summary_log).sum(-1)
+
+        def logs(start: int, stop: int) -> None:
+            log_density(p[start:stop], log[start:stop])
+            own[start:stop] = torch.linalg.vecdot(p[start:stop], log[start:stop])
+
+        self._crew.run(logs, count, self._log_rows, breathe)
+        self._near.zero_()
+
+        def decide(start: int, stop: int) -> None:
+            # Only with the rows from `start` on: the other half of the square is the same.
+            least = summary_own[start:stop, None] + summary_own[None, start:]
+            least.addmm_(summaries[start:stop], summary_log[start:].T, alpha=-1)
+            least.addmm_(summary_log[start:stop], summaries[start:].T, alpha=-1)
+            others = (least <= max(taus) + SUMMARY_SLACK).any(0).nonzero()[:, 0] + start
+            for some in others.split(self._columns):  # type: ignore[no-untyped-call]
+                other_p, other_log = self._taken(p, some, "p"), self._taken(log, some, "log")
+                distances = own[start:stop, None] + own[some]
+                distances.addmm_(p[start:stop], other_log.T, alpha=-1).addmm_(log[start:stop], other_p.T, alpha=-1)
+                for near, tau in zip(self._near, taus, strict=True):
+                    near[start:stop, some] = distances <= tau
+
+        self._crew.run(decide, count, self._tile, breathe)
+
+        def mirror(start: int, stop: int) -> None:
+            for near in self._near:
+                for first in range(start, count, self._tile):
+                    last = min(first + self._tile, count)
+                    tile = near[start:stop, first:last]
+                    if first == start:
+                        tile |= tile.T.clone()
+                        tile.fill_diagonal_(True)  # also where rounding puts J of a row to itself beyond τ
+                    else:
+                        near[first:last, start:stop] = tile.T
+
+        self._crew.run(mirror, count, self._tile, breathe)
+
+    def smooth(self, level: int, breathe: Callable[[], None]) -> None:
+        """Make the means over each row's neighbours at a threshold, renormalised; `copy` then gives them."""
+        near, p = self._near[level, : len(self), : len(self)], self._sorted
+
+        def work(start: int, stop: int) -> None:
+            rows = near[start:stop]
+            neighbours = rows.any(0).nonzero()[:, 0]
+            mean = self._buffer("mean", self._tile)[: stop - start].zero_()
+            for some in neighbours.split(self._columns):  # type: ignore[no-untyped-call]
+                mean.addmm_(rows[:, some].float(), self._taken(p, some, "p"))
+            self._rows[self._order[start:stop]] = mean.div_(mean.sum(-1, keepdim=True))
+
+        self._crew.run(work, len(self), self._tile, breathe)
+
+    def copy(self, start: int, stop: int, out: Tensor) -> None:
+        """Write the smoothed rows start to stop (exclusive), in the frames' order, into `out`."""
+        out.copy_(self._rows[start:stop])
+
+    def _taken(self, rows: Tensor, index: Tensor, name: str) -> Tensor:
+        return torch.index_select(rows, 0, index, out=self._buffer(name, self._columns)[: len(index)])
+
+    def _buffer(self, name: str, count: int) -> Tensor:
+        """A thread's own memory."""
+        if not hasattr(self._scratch, name):
+            setattr(self._scratch, name, torch.empty(count, self._rows.shape[1], device=self._device))
+        buffer: Tensor = getattr(self._scratch, name)
+        return buffer
+
+
+def _like_beside_like(summaries: Tensor) -> Tensor:
+    """An order of rows: grouped around some of them, each of those followed by the one most like it."""
+    some = summaries[::PIVOT_ROWS]
+    among = symmetric_kl(some, some).cpu().numpy()
+    place, current = np.zeros(len(some), np.int64), 0
+    left = np.ones(len(some), bool)
+    for number in range(len(some)):
+        place[current], left[current] = number, False
+        current = int(np.where(left, among[current], np.inf).argmin())
+    group = symmetric_kl(summaries, some).argmin(1)
+    return torch.argsort(torch.from_numpy(place).to(group.device)[group], stable=True)
+
+
+def _summed(rows: Tensor, width: int) -> Tensor:
+    """Sums over groups of `width` keys, the last perhaps smaller."""
+    whole = rows.shape[1] // width * width
+    sums = rows[:, :whole].view(len(rows), -1, width).sum(-1)
+    return sums if whole == rows.shape[1] else torch.cat([sums, rows[:, whole:].sum(-1, keepdim=True)], 1)
