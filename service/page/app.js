@@ -73,7 +73,7 @@ function suggestLevels() {
   const form = $("options").elements;
   const model = models.models.find((each) => each.name === form.model.value);
   const tau = model.tau[form.mode.value] ?? 1;
-  form.tau.value = [tau, tau * 0.6, tau * 1.6].map((value) => Number(value.toPrecision(2))).join(", ");
+  form.tau.value = [tau, tau * 0.5, tau * 2.5].map((value) => Number(value.toPrecision(2))).join(", ");
   summarize();
 }
 
