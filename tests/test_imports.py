@@ -142,6 +142,6 @@ def test_the_api_process_loads_no_torch_and_no_av() -> None:
 
 
 def test_the_parent_of_the_worker_loads_no_torch() -> None:
-    code = "import sys, worker.queue; print(*(set(sys.modules) & {'torch', 'timm', 'av', 'cv2'}))"
+    code = "import sys, worker.cli, worker.queue; print(*(set(sys.modules) & {'torch', 'timm', 'av', 'cv2'}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
