@@ -69,6 +69,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("uvos"),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        docs_url=None,  # /docs is a page of ours: FastAPI's loads scripts from elsewhere
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
     )
     problems.install(app)

@@ -132,8 +132,8 @@ class Reporter:
         """Called by the pipeline; raises `Stopped` where the parent no longer wants the job."""
         self.runner.check(self.execution)
         self.look()
-        self._stage = stage
-        if self._looked_at - self._told_at < PROGRESS_EVERY_S and done != total:
+        begins, self._stage = stage != self._stage, stage
+        if self._looked_at - self._told_at < PROGRESS_EVERY_S and done != total and not begins:
             return
         self._told_at = self._looked_at
         share = min(done / total, 1.0) if total else 0.0

@@ -233,7 +233,6 @@ async function loadLayers(job, manifest, signal) {
   $("ticks").replaceChildren(...layers.map((layer) => Object.assign(document.createElement("i"), { className: layer.kind })));
   onLevel = () => showDownloads(job);
   choose(chosen);
-  player.seek(0);
 }
 
 function choose(index) {

@@ -32,6 +32,11 @@ def index() -> FileResponse:
     return _file(FOLDER / "index.html")
 
 
+@router.get("/docs")
+def docs() -> FileResponse:
+    return _file(FOLDER / "docs.html")
+
+
 @router.api_route("/page/{name}", methods=["GET", "HEAD"])
 def file(name: Annotated[str, PathParameter(pattern=r"^[a-z0-9-]{1,40}\.[a-z0-9]{2,4}$")]) -> FileResponse:
     path = FOLDER / name
