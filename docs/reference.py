@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from service import errors
-from service.errors import UvosError
+from service.routes.kinds import KINDS
 from service.settings import Settings
 
 PAGE = Path(__file__).with_name("limits-and-errors.md")
@@ -11,10 +10,7 @@ PAGE = Path(__file__).with_name("limits-and-errors.md")
 
 def problems() -> list[str]:
     """A row for each type of problem."""
-    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, UvosError)]
-    rows = [
-        f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.cure} |" for kind in kinds if kind is not UvosError
-    ]
+    rows = [f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.cure} |" for kind in KINDS.values()]
     return ["| type | status | what it says | what helps |", "| --- | --- | --- | --- |", *rows]
 
 

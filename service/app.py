@@ -16,7 +16,7 @@ from service.errors import KeyRequired
 from service.events import Listener
 from service.jobs import Jobs
 from service.keys import LOOPBACK, Keys
-from service.routes import events, health, jobs, page, results, segment
+from service.routes import events, health, jobs, kinds, page, results, segment
 from service.settings import Settings
 from service.storage import Storage
 from service.webhooks import Webhooks
@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for routes in (segment, jobs, events, results):
         app.include_router(routes.router, responses=problems.problems(KeyRequired), dependencies=[Security(BEARER)])
-    for routes in (health, page):
+    for routes in (health, kinds, page):
         app.include_router(routes.router)
     _name_problem_schema(app)
     return app

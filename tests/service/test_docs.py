@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from docs import reference
 from service import errors
@@ -47,6 +48,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in link:
             assert (page.parent / link).exists(), link
+
+
+def test_the_type_of_a_problem_is_where_it_is_explained(http: TestClient) -> None:
+    refused = http.get("/jobs/0123abc").json()
+    told = http.get(refused["type"]).json()
+    assert told == {"type": refused["type"], "title": refused["title"], "status": 404, "cure": errors.JobNotFound.cure}
+    assert http.get("/problems/nothing").status_code == 404
 
 
 @pytest.fixture
