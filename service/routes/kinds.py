@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.contract import Described
-from service.errors import UvosError
+from service.errors import InvalidParameters, UvosError
+from service.problems import problems
 
 router = APIRouter(tags=["problems"])
 
@@ -32,7 +33,10 @@ class Kind(Described):
     """What helps."""
 
 
-@router.get("/problems/{name}", responses={404: {"description": "There is no such type of problem."}})
+@router.get(
+    "/problems/{name}",
+    responses={404: {"description": "There is no such type of problem."}, **problems(InvalidParameters)},
+)
 def problem(
     name: Annotated[str, Path(max_length=64, description="The end of a problem's `type`.", examples=["not-a-video"])],
 ) -> Kind:
