@@ -24,7 +24,7 @@ SCATTERED, CONCENTRATED = 0.4, 0.65  # concentration where motion begins to coun
 TRUST_WINDOW = 12  # frames either side over which concentration is averaged
 
 STRENGTH = 8.0  # logits between a patch that moves and one that stands
-YIELD = 0.8  # share of its appearance that a moving patch asks less for
+YIELD = 0.5  # share of its looks that a moving patch asks less for; at 0.9 things that move together cannot be parted
 
 
 def motion_energy(
