@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         connection = connect(redis_url)
-        listener = Listener(redis_url)
+        listener = Listener(redis_url, lambda: app.state.is_stopping())
         storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
         found = Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings)
         webhooks = _webhooks(settings, found)
@@ -73,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
     )
+    app.state.is_stopping = lambda: False  # the command line tells when its server is
     problems.install(app)
     app.add_middleware(
         Admission,

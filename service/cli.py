@@ -187,14 +187,22 @@ def _serve(settings: Settings) -> None:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each
     logging.basicConfig(level=logging.INFO, format="%(asctime)s api[%(process)d] %(message)s")
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        http=DeadlineProtocol,  # on h11, which cuts off endless headers; httptools takes 200 MiB of them
-        log_level="warning",
-        timeout_graceful_shutdown=5,
+    api = create_app(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            api,
+            host=settings.host,
+            port=settings.port,
+            http=DeadlineProtocol,  # on h11, which cuts off endless headers; httptools takes 200 MiB of them
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+        )
     )
+    api.state.is_stopping = lambda: server.should_exit  # lets go of those who wait for events
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(3)
 
 
 @contextmanager

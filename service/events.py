@@ -7,7 +7,7 @@ thread.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,7 +40,9 @@ class Event:
 class Listener:
     """Waits on Redis without holding a thread."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        self.is_stopping = is_stopping
+        """Whether the server is told to stop: who waits is let go, and comes back to another."""
         self._redis = redis_async.Redis.from_url(
             url, retry=None, socket_timeout=LOOK_EVERY_S + 1, socket_connect_timeout=1, protocol=2,
             max_connections=LISTENERS,
@@ -96,6 +98,8 @@ async def follow(
         if await to_thread.run_sync(jobs.storage.has_ended, record.id):
             yield Event(THE_END, await to_thread.run_sync(_ended, jobs, record))
             return
+        if listener.is_stopping():
+            return
         if time.monotonic() - spoke_at > keep_alive_s:
             spoke_at = time.monotonic()
             yield None
@@ -107,7 +111,7 @@ async def wait_for_end(jobs: Jobs, listener: Listener, job_id: str, within_s: fl
     last: str | None = None
     while not await to_thread.run_sync(jobs.storage.has_ended, job_id):
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 or listener.is_stopping():
             return
         try:
             if last is None:

@@ -2,10 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from service.broker import Broker, connect
+from service.client import Client
 from service.contract import JobEnd, Progress, Stage, Status
 from service.embedded import EmbeddedServer
 from service.events import Listener, follow
@@ -139,6 +145,33 @@ def test_a_stream_goes_on_at_another_api(settings: Settings, worker: Worker, vid
         assert next(events)["job"]["frames_done"] == 2
         worker.end(job_id)
         assert [event["event"] for event in events] == ["end"]
+
+
+def test_a_server_that_is_told_to_stop_lets_go_of_its_listeners(settings: Settings, video: bytes) -> None:
+    assert settings.redis_url is not None
+    port = free_port()
+    environment = {"UVOS_REDIS_URL": settings.redis_url.get_secret_value(), "UVOS_DATA_DIR": str(settings.data_dir)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve", "--port", str(port)],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    with Client(url) as client:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                client.is_ready()
+                break
+            time.sleep(0.1)
+    events = iter(Stream(url, submit(url, video)))
+    next(events)
+    process.send_signal(signal.SIGINT)
+    assert list(events) == []  # no error: the answer is complete
+    _, log = process.communicate(timeout=30)
+    assert process.returncode in (0, -signal.SIGINT)
+    assert "Traceback" not in log
 
 
 def test_a_redis_that_forgets_or_dies_does_not_hide_the_end(tmp_path: Path, video: bytes) -> None:
