@@ -105,6 +105,26 @@ class Fleet:
         while len(self.workers) < self.wanted:
             self.start_worker()
 
+    def make_whole(self) -> None:
+        """As at the beginning, whatever was done to it."""
+        for order in self.data.glob("order-*"):
+            order.unlink()
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                worker.send_signal(signal.SIGCONT)
+        self.keep_workers()
+        if self.api is None or self.api.poll() is not None:
+            self.start_api()
+        for job_id in self.storage.open_jobs():
+            with suppress(httpx.HTTPError):
+                self.http.delete(f"/jobs/{job_id}")
+        self.wait_for(lambda: len(self.warm_workers()) >= self.wanted, "warm workers")
+
+    def assert_nobody_died(self) -> None:
+        """Workers die by our hand only."""
+        dead = [worker.returncode for worker in self.workers if worker.poll() is not None]
+        assert not dead, f"workers ended by themselves: {dead}\n{self.log()[-5000:]}"
+
     def child_of(self, worker: "subprocess.Popen[bytes]") -> int | None:
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
         return int(children[0]) if children else None

@@ -56,6 +56,7 @@ def storm(fleet: Fleet, *, jobs: int, kill_every_s: float, queue_kills: int, job
         assert time.monotonic() - began < 120 + jobs * (job_s + 2), f"{jobs - len(first_seen)} jobs do not end"
         time.sleep(0.01)
     took = time.monotonic() - began
+    fleet.assert_nobody_died()
     assert len(set(accepted.values())) == jobs
     ends = Counter(_end_status(fleet, job_id) for job_id in accepted.values())
     for job_id in accepted.values():
@@ -99,6 +100,7 @@ def _kill_something(fleet: Fleet, dice: random.Random) -> str:
         fleet.api.wait()
         fleet.start_api()
         return what
+    fleet.assert_nobody_died()
     worker = dice.choice(fleet.workers)
     child = fleet.child_of(worker) if worker.poll() is None else None
     if what in ("child", "both") and child is not None:
@@ -115,11 +117,13 @@ def kill_at_each_step(fleet: Fleet) -> Figures:
     """A worker killed at any step of a job: it ends once, and another worker begins it again soon enough."""
     slowest = 0.0
     for step in STEPS:
+        fleet.assert_nobody_died()
+        fleet.wait_for(lambda: _at_rest(fleet), "workers at rest")  # the order is meant for the job that comes now
         fleet.order(step, "KILL")
         job_id = fleet.submit(stub_video(0.3))
         fleet.wait_for(lambda: any(worker.poll() is not None for worker in fleet.workers), f"a death at {step}")
         died_at = time.monotonic()
-        before = len(fleet.executions(job_id)) if step not in ("popped", "held") else 0
+        before = _begun(fleet, job_id) if step not in ("popped", "held") else 0
         if step not in ("decided", "released"):
             fleet.wait_for(lambda: _begun(fleet, job_id) > before, f"another execution after {step}")
             slowest = max(slowest, time.monotonic() - died_at)
@@ -155,7 +159,7 @@ def stalls(fleet: Fleet, *, count: int) -> Figures:
         end = fleet.wait_for_end(job_id)
         stale += end.execution != fleet.executions(job_id)[1]
         fleet.wait_for(lambda: _is_whole(fleet, job_id), f"job {job_id} to be tidy")
-        fleet.wait_for(lambda: _idle(fleet) == len(fleet.workers), "workers at rest")
+        fleet.wait_for(lambda: _at_rest(fleet), "workers at rest")
     assert stale == 0
     return {"stalls": count, "stale results": stale}
 
@@ -164,8 +168,10 @@ def _is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
-def _idle(fleet: Fleet) -> int:
-    return sum("busy_with" not in one or one["busy_with"] is None for one in fleet.warm_workers())
+def _at_rest(fleet: Fleet) -> bool:
+    """Whether nobody holds a job, nobody has popped one, and as many workers are warm as there should be."""
+    busy = fleet.redis.keys("uvos:lease:*") or fleet.redis.exists(f"rq:queue:{QUEUE}:intermediate", f"rq:queue:{QUEUE}")
+    return not busy and len(fleet.warm_workers()) >= fleet.wanted
 
 
 def queue_down(fleet: Fleet, *, seconds: float) -> Figures:

@@ -13,9 +13,15 @@ from tests.chaos.fleet import REPOSITORY, Fleet
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def one_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def fleet(one_fleet: Fleet) -> Fleet:
+    one_fleet.make_whole()
+    return one_fleet
 
 
 def test_no_job_is_lost_or_published_twice_whatever_is_killed(fleet: Fleet) -> None:

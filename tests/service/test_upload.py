@@ -77,6 +77,7 @@ def test_a_large_upload_does_not_make_a_large_process(api: Api) -> None:
         job = http.post("/segment", content=body(SIZE), headers=HEADERS).json()
         growth = api.peak_bytes() - before
         assert job["video"]["bytes"] == SIZE + 12
+        print(f"{SIZE / 2**20:.0f} MB: grew by {growth / 2**20:.1f} MB")
         assert growth < GROWTH, f"grew by {growth / 2**20:.1f} MB for {SIZE / 2**20:.0f} MB"
         for job_id in (small, job["id"]):
             http.delete(f"/jobs/{job_id}")
