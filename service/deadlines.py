@@ -6,6 +6,7 @@ size of headers, nothing in uvicorn their time.
 
 import asyncio
 import json
+import random
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -13,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from service.errors import RequestTooSlow
 from service.problems import MEDIA_TYPE
 
-CHECK_S = 2.0
+CHECK_S = (1.0, 2.0)  # at random between these, so that many connections are not looked at together
 HEADERS_WITHIN_S = 8.0
 BODY_WINDOW_S = 10.0
 BODY_BYTES_PER_WINDOW = 10_000  # a kilobyte a second: slower than any line that a video is sent over
@@ -39,7 +40,7 @@ class DeadlineProtocol(H11Protocol):
             self._headers_since = self._now()
 
     def _schedule_check(self) -> None:
-        asyncio.get_running_loop().call_later(CHECK_S, self._check)
+        asyncio.get_running_loop().call_later(random.uniform(*CHECK_S), self._check)
 
     def _check(self) -> None:
         if self.transport.is_closing():

@@ -4,15 +4,16 @@ from collections.abc import AsyncIterator
 from pathlib import PurePath
 
 import filetype
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from service.contract import SegmentParams
-from service.errors import EmptyUpload, InvalidParameters, NotAVideo, UploadTooLarge
+from service.errors import EmptyUpload, InvalidParameters, NotAVideo, RequestTooSlow, UploadTooLarge
 from service.storage import Storage, Upload
 
 CHUNK = 2**20  # bytes gathered before they go to disk in a thread
@@ -142,7 +143,8 @@ async def receive(request: Request, storage: Storage, *, max_upload_bytes: int) 
             raise EmptyUpload("the file in the field `video` is empty", limit=1, actual=0)
     except BaseException:
         if form.upload is not None:
-            form.upload.__exit__()
+            with CancelScope(shield=True):  # also where the request was cancelled
+                await to_thread.run_sync(form.upload.__exit__)
         raise
     return form
 
@@ -158,6 +160,8 @@ async def _parse(body: AsyncIterator[bytes], form: ReceivedForm, boundary: bytes
         parser.finalize()
     except FormParserError as error:
         raise InvalidParameters(f"the multipart body cannot be read: {error}") from error
+    except ClientDisconnect:
+        raise RequestTooSlow("the upload broke off") from None  # nobody reads it; it is no fault of ours
     await to_thread.run_sync(form.flush)
 
 

@@ -39,7 +39,7 @@ class ModelPage(Described):
 
 
 @router.get("/livez", tags=["health"])
-def livez() -> Alive:
+async def livez() -> Alive:  # not in a thread: those may all be busy
     """The process is alive."""
     return Alive()
 
