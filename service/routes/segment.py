@@ -14,7 +14,9 @@ from service.errors import (
     NotAVideo,
     QueueFull,
     QueueUnavailable,
+    RequestTooSlow,
     StorageFull,
+    TooManyJobs,
     UnknownModel,
     UploadTooLarge,
 )
@@ -87,6 +89,8 @@ def _inlined(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, An
             StorageFull,
             QueueUnavailable,
             QueueFull,
+            RequestTooSlow,
+            TooManyJobs,
         ),
     },
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}},
