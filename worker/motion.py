@@ -16,11 +16,12 @@ from worker.clip import PatchGrid
 
 OFFSETS = (-2, -1, 1, 2)  # frames looked at from each frame
 AGREEING = 1  # the second smallest of the four: uncovered ground seems to move one way, an object both
-CELL = 8  # pixels a side that one patch has while flow is computed: 4 lose thin parts, more only cost time
-CAMERA_ROUNDS = 12  # of reweighting; the fit stands still after about ten
+CELL = 8  # pixels a side that one patch has while flow is computed; others were not tried
+CAMERA_ROUNDS = 12  # of reweighting
 BORDER = 0.6  # beyond this share of the way to the border, ground is likelier than object: where the fit starts
 QUIET_PX = 0.15  # of a frame 48 patches wide: what flow reports of compression noise
-SCATTERED, CONCENTRATED = 0.4, 0.65  # concentration where motion begins to count, and where it counts in full
+SCATTERED, CONCENTRATED = 0.4, 0.65  # where motion begins to count, and counts in full: set between the 0.24 of the
+# one sequence of davis16-dev on water and the 0.70 and more of the others
 TRUST_WINDOW = 12  # frames either side over which concentration is averaged
 
 STRENGTH = 8.0  # logits between a patch that moves and one that stands
@@ -51,7 +52,7 @@ def motion_energy(
         return energy
     camera = _Camera(grid)
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    flow.setFinestScale(0)  # half the size, the preset's choice, costs 13 points of J on thin objects
+    flow.setFinestScale(0)  # half the size, the preset's choice, took 15 points of J (docs/models/tiny.md)
     grey: dict[int, NDArray[np.uint8]] = {}
     for index in range(count):
         near = [index + offset for offset in OFFSETS if 0 <= index + offset < count]

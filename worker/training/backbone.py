@@ -23,7 +23,7 @@ from worker.training.pack import Pack
 from worker.training.samples import Samples
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ASKED = 256  # tokens of a sample whose attention is trained in one step: the loss is half of the cost with all
+ASKED = 256  # tokens of a sample whose attention is trained in one step: a quarter of those of two frames of 128x256
 MEMORY = 0.99  # of the running mean of the weights that is kept: the last steps are noisy at this batch size
 
 
@@ -84,7 +84,7 @@ def start_from_pictures(vit: Any, seed: int) -> None:
 
     The patch embedding is a cosine transform with its frequencies whitened, positions are sines, and the last
     layer's q and k start equal, so that attention is a similarity (Trockman and Kolter, "Mimetic Initialization
-    of Self-Attention Layers", arXiv:2305.09828, for the latter). A short training has no time to find this.
+    of Self-Attention Layers", arXiv:2305.09828, for the latter). Not compared with a random start.
     """
     generator = torch.Generator().manual_seed(seed)
     dim, patch = vit.embed_dim, vit.patch_embed.patch_size[0]
