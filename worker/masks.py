@@ -17,7 +17,6 @@ from worker.clip import PatchGrid
 
 BORDER_RING = 1  # patches: how deep the frame border is when a cluster's hold on it is counted
 BACKGROUND_SCORE = 0.5  # above it a cluster holds more of the border than its share of the area warrants
-MOVING = 0.25  # mean energy above which a cluster moves; 0.15 to 0.65 measure alike, lower spares what rests at times
 
 # `mode=single` takes the cluster with the highest product of these, each raised to its weight, and of its mean energy.
 SINGLE_PERSISTENCE_WEIGHT = 1.0  # share of the frames it is seen in
@@ -96,10 +95,10 @@ def decide(
     together and their tokens go each to its nearest remaining cluster; this repeats until none is smaller; the
     largest cluster always stays. Then background: with `auto`, exactly the clusters whose share of all border tokens
     exceeds their share of all tokens (background score above 0.5), and if there is none among two or more, the one
-    nearest to it; where `motion` tells that some of the others move, what stands still is background too. With
-    `keep`, none. `mode=single` leaves one object, the cluster most persistent, central, inside the frame, large and
-    moving (a product, see the constants), and makes background of the rest whatever `background` says. So with two
-    or more clusters an answer is never all foreground (but for `keep`), and never all background.
+    nearest to it; whether they move decides nothing, since an object may rest. With `keep`, none. `mode=single`
+    leaves one object, the cluster most persistent, central, inside the frame, large and moving (a product, see the
+    constants), and makes background of the rest whatever `background` says. So with two or more clusters an answer is
+    never all foreground (but for `keep`), and never all background.
 
     Args:
         assignment: Nearest cluster of each token, shape (T, h, w), values in [0, clusters).
@@ -329,9 +328,6 @@ def _background(seen: _Sightings) -> NDArray[np.bool_]:
     """Which clusters are background, shape (C,): never all of them, and one at least where there are two."""
     # With a limit of 0.5 they cannot all exceed it, as both shares sum to 1; they can all meet it exactly.
     background = seen.held & (seen.background_score > BACKGROUND_SCORE)
-    moving = seen.held & ~background & (seen.energy > MOVING)
-    if moving.any():
-        background = seen.held & ~moving
     by_score = np.lexsort((seen.area * seen.frames, seen.background_score, seen.held))  # the last is likeliest
     if not background.any() and seen.held.sum() > 1:
         background[by_score[-1]] = True

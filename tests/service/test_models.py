@@ -36,7 +36,8 @@ def test_an_entry_says_all_that_a_client_needs(name):
     assert entry.name == name
     assert entry.short_side % entry.patch == 0
     assert all(entry.tau[mode] > 0 for mode in Mode)
-    assert entry.tau[Mode.single] >= entry.tau[Mode.multi], "one object takes merging further than several"
+    if not entry.is_packaged:  # whose thresholds follow from a measurement of its own, docs/models/tiny.md
+        assert entry.tau[Mode.single] >= entry.tau[Mode.multi], "one object takes merging further than several"
     assert entry.description
     assert entry.licence
     assert entry.version
