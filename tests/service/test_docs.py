@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,10 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the commands use curl, which is not installed")
+
+
+@needs_curl
 def test_the_commands_of_the_first_ten_minutes_run(service_url: str, workplace: Path) -> None:
     script = "\n".join(["set -eu", *blocks("first-ten-minutes.md", "sh", after="<!-- run:")])
     script = script.replace("http://127.0.0.1:8000", service_url)
@@ -83,6 +88,22 @@ def test_the_commands_of_the_first_ten_minutes_run(service_url: str, workplace: 
     assert (workplace / "overlay.mp4").stat().st_size > 1000
     assert (workplace / "cvat.xml").read_text().startswith("<?xml")
     assert (workplace / "many" / "two" / "manifest.json").is_file()
+
+
+@needs_curl
+def test_the_commands_of_the_readme_run(service_url: str, workplace: Path) -> None:
+    start, use = (code for code in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")) if code[0] == "sh")
+    assert [line.split()[:2] for line in start[1].splitlines() if line] == [["make", "demo"], ["make", "test"]]
+    lines = use[1].strip().splitlines()
+    assert lines[0].startswith("make up")  # what `service_url` has done
+    script = "\n".join(["set -eu", *lines[1:]]).replace("http://127.0.0.1:8000", service_url)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "UVOS_URL": service_url}
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"status":"queued"' in done.stdout.replace(" ", "")
+    assert (workplace / "masks" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("page", ["first-ten-minutes.md", "formats.md", "http-api.md"])
