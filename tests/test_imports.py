@@ -35,10 +35,20 @@ ONLY: dict[str, set[str]] = {
     "worker.weights": {"worker.clip"},
     "worker.backbone": {"worker.clip", "worker.weights"},
     "worker.crew": set(),
-    "worker.divergence": set(),
-    "worker.attention": {"worker.clip", "worker.crew", "worker.spool"},
+    "worker.triton_kernels": set(),
+    "worker.kernels": {"worker.triton_kernels"},
+    "worker.divergence": {"worker.kernels"},
+    "worker.attention": {"worker.clip", "worker.crew", "worker.kernels", "worker.spool"},
     "worker.window": {"worker.attention", "worker.divergence"},
-    "worker.clustering": {"worker.clip", "worker.attention", "worker.crew", "worker.divergence", "worker.window"},
+    "worker.clustering": {
+        "worker.clip",
+        "worker.attention",
+        "worker.crew",
+        "worker.divergence",
+        "worker.kernels",
+        "worker.window",
+    },
+    "worker.presets": set(),
     "worker.motion": {"worker.clip"},
     "worker.sandbox": set(),
     "worker.sources": set(),
@@ -78,12 +88,14 @@ BARE_MACHINE = {
     "worker.weights",
     "worker.backbone",
     "worker.crew",
+    "worker.kernels",
+    "worker.triton_kernels",
     "worker.divergence",
     "worker.attention",
     "worker.window",
     "worker.clustering",
 }
-BARE_PACKAGES = {"torch", "timm", "numpy", "safetensors"}
+BARE_PACKAGES = {"torch", "triton", "timm", "numpy", "safetensors"}  # Triton comes with torch for CUDA
 
 
 def modules() -> list[str]:

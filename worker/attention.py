@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worker import kernels
 from worker.clip import PatchGrid
 from worker.crew import Crew
 
@@ -121,9 +122,12 @@ class AttentionMaps:
                 raise ValueError(f"pooling needs the grid of {self.tokens_per_frame} patches, got {grid}")
             self._pooling = _Pooling(pool, key_frame_count, grid)
             self.key_tokens = self._pooling.key_tokens
-        rounded = self._rounded(keys.float())
-        self._keys = rounded.permute(1, 2, 0).contiguous()  # (heads, d, K*N)
-        self._longest_key = rounded.norm(dim=-1).amax(0)  # (heads,)
+        self._kernels = kernels.available(self.device)
+        rounded = self._rounded(keys.float()).permute(1, 2, 0)  # (heads, d, K*N)
+        # Kernels scale scores themselves; elsewhere the keys are.
+        scale = 1.0 if self._kernels else keys.shape[-1] ** -0.5
+        self._keys = (rounded * scale).to(dtype if self._kernels else torch.float32).contiguous()
+        self._longest_key = float(self._keys.norm(dim=1).amax())
         self._scratch, self._lock = threading.local(), threading.Lock()
         self._kept: Tensor | None = None
         frame_bytes = self.tokens_per_frame * self.key_tokens * torch.bfloat16.itemsize
@@ -151,9 +155,9 @@ class AttentionMaps:
         if not 0 <= start_frame < stop_frame <= self.frame_count:
             raise IndexError(f"frames {start_frame} to {stop_frame} of {self.frame_count}")
         queries = self._read(start_frame, stop_frame).flatten(0, 1)
-        queries = (self._rounded(queries) * queries.shape[-1] ** -0.5).transpose(0, 1)  # (heads, b*N, d)
+        queries = self._rounded(queries).transpose(0, 1)  # (heads, b*N, d)
         # |q·k| <= |q||k|: where that is small, exponentials need no shift by the row's maximum.
-        safe = bool((queries.norm(dim=-1).amax(1) * self._longest_key).amax() < SAFE_SCORE)
+        safe = self._kernels or float(queries.norm(dim=-1).amax()) * self._longest_key < SAFE_SCORE
         return LoadedFrames(self, start_frame, stop_frame, queries, safe)
 
     def kept(self, start_frame: int, stop_frame: int) -> Tensor | None:
@@ -184,11 +188,23 @@ class AttentionMaps:
         return values.to(self.dtype).float()
 
     def _attend(self, queries: Tensor, safe: bool, out: Tensor) -> None:
-        """Rows of a tile of scaled queries, (heads, n, d), into `out`, (n, K*N)."""
+        """Rows of a tile of queries, (heads, n, d), into `out`, (n, K*N)."""
         began = time.perf_counter()
+        mean = out if self._pooling is None else self._buffer("mean", queries.shape[1])
+        if self._kernels:
+            kernels.attend(queries.to(self.dtype).contiguous(), self._keys, mean)
+        else:
+            self._attend_head_by_head(queries, safe, mean)
+        if self._pooling is not None:
+            out.copy_(self._pooling(mean))
+        if self.dtype != torch.float32 and not (self._kernels and self._pooling is None):
+            out.copy_(out.to(self.dtype))
+        with self._lock:
+            self.seconds += (time.perf_counter() - began) / self.crew.count
+
+    def _attend_head_by_head(self, queries: Tensor, safe: bool, mean: Tensor) -> None:
         heads, count, _ = queries.shape
         weights = self._buffer("weights", count)
-        mean = out if self._pooling is None else self._buffer("mean", count)
         for head in range(heads):
             torch.mm(queries[head], self._keys[head], out=weights)
             if not safe:
@@ -198,12 +214,6 @@ class AttentionMaps:
                 torch.mul(weights, share, out=mean)
             else:
                 mean.addcmul_(weights, share)
-        if self._pooling is not None:
-            out.copy_(self._pooling(mean))
-        if self.dtype != torch.float32:
-            out.copy_(out.to(self.dtype))
-        with self._lock:
-            self.seconds += (time.perf_counter() - began) / self.crew.count
 
     def _buffer(self, name: str, count: int) -> Tensor:
         """A thread's own memory: touching new pages for every tile costs as much as the work."""

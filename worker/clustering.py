@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worker import kernels
 from worker.attention import AttentionMaps
 from worker.crew import Crew
 from worker.divergence import (
@@ -18,14 +19,14 @@ from worker.divergence import (
     fast_dtype,
     log_density,
     near_enough,
-    pair_divergence,
+    pair_divergences,
 )
 from worker.window import WINDOW, Window
 
 BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on together, with their factors
 CANDIDATES = 256  # rows among which new leaders are looked for at once
 PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
-PAIRS = 16  # single pairs that one thread decides at once
+PAIRS, GPU_PAIRS = 16, 2**12  # single pairs that are decided at once
 FACTOR_ROWS = 16  # whose factors one thread makes at once: all of it stays in a core's cache
 DISTANCE_BYTES = 2**24  # of distances given out at once
 MEMORY_BYTES = 4 * 2**30
@@ -87,6 +88,7 @@ class _Block:
         self._crew, self._tile_rows, self._scratch = crew, tile_rows, threading.local()
         self.p, self.factors = self._all_p, self._all_factors
         self.capacity = count
+        self._factor_rows = min(count, FACTOR_ROWS if device.type == "cpu" else tile_rows)
 
     @staticmethod
     def rows_of(key_tokens: int, device: torch.device) -> int:
@@ -96,19 +98,23 @@ class _Block:
 
     def fill(self, count: int, source: Source, breathe: Callable[[], None]) -> None:
         """Take `count` rows from `source(start, stop, out)`."""
-        self.p, self.factors = self._all_p[:count], self._all_factors[:count]
+        self.p, self.factors = self._all_p[:count], self._all_factors.first(count)
 
         def work(start: int, stop: int) -> None:
             source(start, stop, self.p[start:stop])
-            for first in range(start, stop, FACTOR_ROWS):
-                some = slice(first, min(first + FACTOR_ROWS, stop))
+            if self.factors.rest is not None:
+                return
+            for first in range(start, stop, self._factor_rows):
+                some = slice(first, min(first + self._factor_rows, stop))
                 self.factors[some].fill(self.p[some], *self._spare(some.stop - first))
 
         self._crew.run(work, count, self._tile_rows, breathe)
+        if self.factors.rest is not None:
+            self.factors.fill_all(self.p)
 
     def _spare(self, count: int) -> tuple[Tensor, Tensor]:
         if not hasattr(self._scratch, "log"):
-            shape = (FACTOR_ROWS, self._all_p.shape[1])
+            shape = (self._factor_rows, self._all_p.shape[1])
             self._scratch.log, self._scratch.spare = torch.empty(2, *shape, device=self._all_p.device)
         return self._scratch.log[:count], self._scratch.spare[:count]
 
@@ -159,8 +165,7 @@ class _Leaders:
                 labels[candidates] = torch.from_numpy(joined + self.count).to(labels.device)
                 index = torch.from_numpy(leaders).to(labels.device)
                 self._add(p[index], factors[index])
-        self._sums[: self.count].index_add_(0, labels, block.p)
-        self._members[: self.count] += torch.bincount(labels, minlength=self.count)
+        self._add_members(labels, block)
         return labels.cpu().numpy()
 
     def means(self) -> Tensor:
@@ -194,14 +199,29 @@ class _Leaders:
             earliest.scatter_reduce_(0, row[near], leader[near], "amin")
         return torch.where(earliest < len(leaders), earliest + first, -1)
 
+    def _add_members(self, labels: Tensor, block: _Block) -> None:
+        sums, members = self._sums[: self.count], self._members[: self.count]
+        if labels.device.type == "cpu":
+            sums.index_add_(0, labels, block.p)
+            members.add_(torch.bincount(labels, minlength=self.count))
+            return
+        # On a GPU index_add_ adds in an order that differs from run to run; a product does not.
+        belongs = labels == torch.arange(self.count, device=labels.device)[:, None]
+        members.add_(belongs.sum(1))
+        if block.factors.rest is None:
+            sums.addmm_(belongs.float(), block.p)
+        else:
+            for part in (block.factors.p, block.factors.rest):
+                sums.add_(torch.mm(belongs.to(part.dtype), part, out_dtype=torch.float32))
+
     def _exact(self, p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor:
         """J in float32 of the pairs (p[row], q[other])."""
         distances = torch.empty(len(row), device=p.device)
 
         def work(start: int, stop: int) -> None:
-            distances[start:stop] = pair_divergence(p[row[start:stop]], q[other[start:stop]])
+            distances[start:stop] = pair_divergences(p, row[start:stop], q, other[start:stop])
 
-        self._crew.run(work, len(row), PAIRS)
+        self._crew.run(work, len(row), PAIRS if p.device.type == "cpu" else GPU_PAIRS)
         return distances
 
     def _within(self, p: Tensor) -> Tensor:
@@ -218,22 +238,25 @@ class _Leaders:
 
     def _add(self, p: Tensor, factors: Factors) -> None:
         if self.count + len(p) > len(self._sums):
-            self._grow(max(2 * len(self._sums), self.count + len(p), 64))
+            self._grow(self.count + len(p))
         new = slice(self.count, self.count + len(p))
         self._p[new], self._factors[new] = p, factors
         self.count += len(p)
 
-    def _grow(self, capacity: int) -> None:
-        needed = capacity * self._sums.shape[1] * (4 + 4 + 2 * self._factors.p.dtype.itemsize)
-        if needed > self._memory_bytes:
-            raise MemoryBudgetExceeded(needed, self._memory_bytes)
+    def _grow(self, wanted: int) -> None:
+        row_bytes = self._sums.shape[1] * (4 + 4 + 2 * self._factors.p.dtype.itemsize)
+        if wanted * row_bytes > self._memory_bytes:
+            raise MemoryBudgetExceeded(wanted * row_bytes, self._memory_bytes)
+        capacity = min(max(wanted, 2 * len(self._sums), 64), self._memory_bytes // row_bytes)
 
         def grown(old: Tensor) -> Tensor:
             new = old.new_zeros(capacity, *old.shape[1:])
             new[: self.count] = old[: self.count]
             return new
 
-        self._sums, self._members, self._p = grown(self._sums), grown(self._members), grown(self._p)
+        self._members = grown(self._members)
+        self._sums = grown(self._sums)  # one by one: only one of them is there twice
+        self._p = grown(self._p)
         old = self._factors
         self._factors = Factors(grown(old.p), grown(old.log), grown(old.own), grown(old.spread))
 
@@ -412,7 +435,8 @@ def distances(
         (start frame, stop frame, per level the distances in nats, (b, N, C) float32 on the maps' device).
     """
     job = _Job(maps, on_progress, 0)
-    centres = _Centres([level.centroids for level in levels], maps)
+    centroids = [level.centroids for level in levels]
+    centres = _QuickCentres(centroids, job) if kernels.available(maps.device) else _Centres(centroids, maps)
     row_bytes = 4 * (sum(len(level.centroids) for level in levels) + maps.query_numbers)
     together = max(1, DISTANCE_BYTES // (row_bytes * maps.tokens_per_frame))
     for first in range(0, maps.frame_count, together):
@@ -511,3 +535,44 @@ def _doubtful(distances: Tensor) -> Tensor:
     nearest = distances.topk(2, largest=False).values.clamp_min_(0)
     reach = (3 * nearest.sqrt() + nearest).mul_(BFLOAT16_UNIT * SLACK).add_(1e-4)
     return nearest[:, 1] - reach[:, 1] <= nearest[:, 0] + reach[:, 0]
+
+
+class _QuickCentres:
+    """The same on a GPU: measured by products of the factors, and again in float32 where it matters.
+
+    Where another centroid may be nearest, the distances to all that may be are exact; the others are off by no more
+    than `Factors.doubt`, some hundredths of a nat at most.
+    """
+
+    def __init__(self, levels: Sequence[Tensor], job: "_Job") -> None:
+        self._maps, self._levels = job.maps, levels
+        self._block = job.block(_Block.rows_of(job.maps.key_tokens, job.maps.device))
+        self._factors = []
+        for p in levels:
+            factors = Factors.empty(len(p), p.shape[1], fast_dtype(p.device), p.device)
+            factors.fill_all(p)
+            self._factors.append(factors)
+
+    def measure(self, first: int, last: int, breathe: Callable[[], None]) -> list[Tensor]:
+        """Per level the distances of all rows of the frames, (b*N, C)."""
+        frames = self._maps.load(first, last)
+        found = [torch.empty(len(frames), len(p), device=self._maps.device) for p in self._levels]
+        for start, stop in _parts(len(frames), self._block.capacity):
+            self._block.fill(stop - start, _shifted(frames.fill, start), breathe)
+            for p, factors, out in zip(self._levels, self._factors, found, strict=True):
+                out[start:stop] = self._measure(p, factors)
+        frames.done()
+        return found
+
+    def _measure(self, p: Tensor, factors: Factors) -> Tensor:
+        rows = self._block.factors
+        distances = near_enough(rows, factors)
+        nearest = distances.amin(1).clamp_min_(0)
+        reach = nearest + 2 * rows.doubt(nearest + 3 * rows.doubt(nearest, factors), factors)
+        candidates = distances <= reach[:, None]
+        candidates &= candidates.sum(1, keepdim=True) > 1
+        row, centroid = candidates.nonzero().T
+        for start in range(0, len(row), GPU_PAIRS):
+            some, other = row[start : start + GPU_PAIRS], centroid[start : start + GPU_PAIRS]
+            distances[some, other] = pair_divergences(self._block.p, some, p, other)
+        return distances

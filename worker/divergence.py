@@ -7,10 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from worker import kernels
+
 EPSILON = 1e-12  # keeps log finite, far below 1 / k
 BFLOAT16_UNIT = 2.0**-8  # the largest relative error of rounding to bfloat16, which has 8 significant bits
 SLACK = 1.02  # terms of second order in the unit, and float32's own rounding in sums, see `Factors.doubt`
-PAIRS = 256  # pairs whose rows are fetched at once
 
 
 def log_density(p: Tensor, out: Tensor) -> Tensor:
@@ -48,8 +49,11 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     return own.addmm_(p, log_q.T, alpha=-1).addmm_(log_p, q.T, alpha=-1)
 
 
-def pair_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """J of the pairs (p[i], q[i]), as the sum is written, in float32: (n, k), (n, k) -> (n,)."""
+def pair_divergences(p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor:
+    """J of the pairs (p[row], q[other]), as the sum is written, in float32: (n,)."""
+    if kernels.available(p.device):
+        return kernels.pair_divergences(p, row, q, other, epsilon=EPSILON)
+    p, q = p[row], q[other]
     log_p, log_q = log_density(p, torch.empty_like(p)), log_density(q, torch.empty_like(q))
     return log_p.sub_(log_q).mul_(p - q).sum(-1)
 
@@ -64,12 +68,14 @@ class Factors:
         own: sum p·log(p·k) of the factors as they are rounded, (n,) float32. Thereby J of equal rows is 0, and
             the rounding errors of a pair of rows are those of their differences.
         spread: sqrt(sum p·log(p·k)^2), (n,) float32: how far rounding may reach.
+        rest: On a GPU also what rounding left of the rows, (n, k) bfloat16: p + rest is float32's p, nearly.
     """
 
     p: Tensor
     log: Tensor
     own: Tensor
     spread: Tensor
+    rest: Tensor | None = None
 
     @classmethod
     def empty(cls, count: int, key_tokens: int, dtype: torch.dtype, device: torch.device) -> "Factors":
@@ -78,13 +84,21 @@ class Factors:
             torch.empty(count, key_tokens, dtype=dtype, device=device),
             torch.empty(count, device=device),
             torch.empty(count, device=device),
+            torch.empty(count, key_tokens, dtype=dtype, device=device) if kernels.available(device) else None,
         )
 
     def __len__(self) -> int:
         return len(self.p)
 
     def __getitem__(self, index: "slice | Tensor") -> "Factors":
+        """Some of the rows, without the rest."""
         return Factors(self.p[index], self.log[index], self.own[index], self.spread[index])
+
+    def first(self, count: int) -> "Factors":
+        """The first rows, with the rest."""
+        some = slice(0, count)
+        rest = None if self.rest is None else self.rest[some]
+        return Factors(self.p[some], self.log[some], self.own[some], self.spread[some], rest)
 
     def __setitem__(self, index: slice, rows: "Factors") -> None:
         self.p[index], self.log[index], self.own[index], self.spread[index] = rows.p, rows.log, rows.own, rows.spread
@@ -94,15 +108,19 @@ class Factors:
         log_density(p, log)
         self.p.copy_(p)
         self.log.copy_(log)
-        torch.mul(p, log, out=spare)
-        if self.p.dtype == torch.float32:
-            torch.sum(spare, -1, out=self.own)
-        torch.sum(spare.mul_(log), -1, out=self.spread).sqrt_()
-        if self.p.dtype != torch.float32:
-            torch.sum(spare.copy_(self.p).mul_(log.copy_(self.log)), -1, out=self.own)
+        rounded, rounded_log = (p, log) if self.p.dtype == torch.float32 else (spare.copy_(self.p), log.copy_(self.log))
+        torch.sum(torch.mul(rounded, rounded_log, out=spare), -1, out=self.own)
+        torch.sum(spare.mul_(rounded_log), -1, out=self.spread).sqrt_()
 
-    def doubt(self, tau: float, others: "Factors") -> Tensor:
+    def fill_all(self, p: Tensor) -> None:
+        """Make rows ready on a GPU, all at once."""
+        assert self.rest is not None
+        kernels.factors(p, self.p, self.rest, self.log, self.own, self.spread, epsilon=EPSILON)
+
+    def doubt(self, tau: "float | Tensor", others: "Factors") -> Tensor:
         """How far beyond τ, at most, `near_enough` puts a pair whose J lies on the other side of it; per row, (n,).
+
+        τ may be one for all rows or one for each.
 
         Let u be the unit of rounding, δ rounding errors, l logs, Δ differences of the two rows. The products give
         sum (Δp + δp - δq)(Δl + δl_p - δl_q). Of first order in u its error is at most
@@ -115,7 +133,7 @@ class Factors:
         the spreads s. The products, rounded themselves, add u|sum p·l_q| + u|sum q·l_p| <= u(|own_p| + |own_q| + J).
         All of it grows more slowly with J than J does, so that the bound at J = τ decides for every J.
         """
-        if self.p.dtype == torch.float32 or tau == float("inf"):
+        if self.p.dtype == torch.float32 or (isinstance(tau, float) and tau == float("inf")):
             return torch.zeros_like(self.own)
         root = tau**0.5
         spreads = (self.spread.square() + others.spread.amax().square()).sqrt()
@@ -127,6 +145,9 @@ class Factors:
 def near_enough(rows: Factors, others: Factors) -> Tensor:
     """J of all pairs, on the right side of any τ or within `doubt` of it: float32, (n, m)."""
     own = rows.own[:, None] + others.own[None, :]
+    if own.device.type == "cuda":  # has products of bfloat16 that are not rounded themselves
+        products = torch.mm(rows.p, others.log.T, out_dtype=torch.float32)
+        return own.sub_(products).sub_(torch.mm(rows.log, others.p.T, out_dtype=torch.float32))
     return own.sub_(torch.mm(rows.p, others.log.T)).sub_(torch.mm(rows.log, others.p.T))
 
 

@@ -1,4 +1,5 @@
 import math
+import os
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.worker import reference
-from worker import clustering
+from worker import clustering, divergence
 from worker.attention import AttentionMaps
 from worker.clustering import Level, MemoryBudgetExceeded, Round, algorithm1, distances, windowed
 
@@ -23,7 +24,7 @@ def maps_of(rows, tokens_per_frame, **options):
 
 
 def assignment(maps, level):
-    return torch.cat([z[0].argmin(-1).flatten() for _, _, z in distances(maps, [level])]).numpy()
+    return torch.cat([z[0].argmin(-1).flatten() for _, _, z in distances(maps, [level])]).cpu().numpy()
 
 
 def same_partition(a, b):
@@ -267,6 +268,29 @@ def test_rows_kept_in_bfloat16_give_the_assignment_that_float32_gives(keep_frame
         for a, b in zip(exact, kept, strict=True):
             torch.testing.assert_close(a.argmin(-1), b.argmin(-1))
             torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("procedure", [algorithm1, windowed])
+def test_the_gpu_gives_what_the_cpu_gives(procedure, monkeypatch):
+    if not torch.cuda.is_available():
+        assert not os.environ.get("REQUIRE_GPU"), "REQUIRE_GPU is set and there is no GPU"
+        pytest.skip("no GPU")
+    monkeypatch.setattr(clustering, "fast_dtype", divergence.fast_dtype)
+    generator = torch.Generator().manual_seed(0)
+    kinds, noise = torch.randn(30, 4, 48, generator=generator), torch.randn(6, 400, 4, 48, generator=generator)
+    tokens = kinds[torch.randint(0, 30, (6, 400), generator=generator)] + 0.3 * noise
+    keys = tokens[::3].flatten(0, 1)
+    cpu, gpu = AttentionMaps(tokens, keys), AttentionMaps(tokens, keys.cuda())
+    torch.testing.assert_close(gpu.rows(0, 6).cpu(), cpu.rows(0, 6), rtol=1e-4, atol=1e-7)
+    taus = [0.3, 1.0, 3.0]
+    found, wanted = procedure(gpu, taus), procedure(cpu, taus)
+    for ours, theirs in zip(found, wanted, strict=True):
+        labels, expected = assignment(gpu, ours), assignment(cpu, theirs)
+        assert adjusted_rand_index(labels, expected) > 0.999
+    again = procedure(gpu, taus)
+    for ours, theirs in zip(found, again, strict=True):
+        torch.testing.assert_close(ours.centroids, theirs.centroids, rtol=0, atol=0)
 
 
 def test_a_level_checks_that_its_rounds_lead_to_its_centroids():
