@@ -38,3 +38,27 @@ def generated_features(
     queries = torch.einsum("tnhd,hde->tnhe", tokens, mix[0])
     keys = torch.einsum("tnhd,hde->tnhe", tokens, 0.9 * mix[0] + 0.1 * mix[1])
     return queries, keys
+
+
+def textured_frames(count: int, height: int, width: int, *, seed: int = 0) -> Tensor:
+    """Textured discs that drift over a textured ground, uint8, (T, H, W, 3)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def texture() -> Tensor:
+        noise = [torch.rand(1, 3, height // n, width // n, generator=generator) for n in (80, 20, 4)]
+        layers = [torch.nn.functional.interpolate(one, (height, width), mode="bilinear") for one in noise]
+        return (0.6 * layers[0] + 0.25 * layers[1] + 0.15 * layers[2])[0]  # (3, H, W)
+
+    ground, surfaces = texture(), [texture() for _ in range(8)]
+    start, speed = torch.rand(8, 2, generator=generator), torch.randn(8, 2, generator=generator) * 0.01
+    radius = 0.08 + 0.12 * torch.rand(8, generator=generator)
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, width / height, width), indexing="ij")
+    frames = []
+    for frame in range(count):
+        picture = ground.clone()
+        for surface, place, pace, size in zip(surfaces, start, speed, radius, strict=True):
+            top, left = (place + frame * pace).tolist()
+            inside = (y - top) ** 2 + (x - left * width / height) ** 2 < size**2
+            picture[:, inside] = surface[:, inside]
+        frames.append((picture.permute(1, 2, 0) * 255).to(torch.uint8))
+    return torch.stack(frames)

@@ -46,8 +46,9 @@ def released_clustering(attention: Tensor, frame_count: int, tau: float) -> tupl
     """Centroids (C, K*N) and the assignment of each token (T*N,)."""
     attention = attention / attention.sum(dim=-1, keepdim=True)
     centres: list[Tensor] = []
-    for window in attention.view(frame_count, -1, attention.shape[-1]).split(WINDOW):
-        rows = window.flatten(0, 1)
+    frames = attention.view(frame_count, -1, attention.shape[-1])
+    for first in range(0, frame_count, WINDOW):
+        rows = frames[first : first + WINDOW].flatten(0, 1)
         distances = divergence(rows, rows)
         smoothed = []
         for start in range(0, len(rows), SMOOTH_ROWS):
