@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench-service chaos fuzz soak train-tiny clean
+.PHONY: help demo up test lint types check bench bench-gpu bench-service chaos fuzz soak train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,12 @@ types: .venv/.dev ## check types
 	@$(BIN)/mypy -p service -p worker
 
 check: lint types test ## all of it
+
+bench: .venv/.dev ## attention and clustering beside the released procedure; writes docs/benchmarks.md (10 minutes)
+	@$(BIN)/python -m benchmarks.cpu
+
+bench-gpu: ## the model part on a GPU: right, how fast, how near to the device's own limits (PYTHON with torch, timm, numpy)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 bench-service: .venv/.worker ## how quick the service feels: first answer, a look at a job, the sample clip
 	@$(BIN)/python -m benchmarks.service
