@@ -1,5 +1,6 @@
 """Tokens -> spatio-temporal attention maps over the key frames, block by block."""
 
+import math
 import threading
 import time
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from worker.crew import Crew
 
 TILE_BYTES = 5 * 2**18  # one head's scores of a tile: with their running mean they fill a core's cache
 GPU_TILE_BYTES = 2**28
-SAFE_SCORE = 60.0  # exp(60) summed over 10^11 keys is still finite in float32, and exp(-60) far above zero
+LARGEST_LOG = 87.0  # exp of it is still finite in float32, and of its negative above zero
 
 
 def key_frames(frame_count: int, key_ratio: float) -> list[int]:
@@ -157,7 +158,8 @@ class AttentionMaps:
         queries = self._read(start_frame, stop_frame).flatten(0, 1)
         queries = self._rounded(queries).transpose(0, 1)  # (heads, b*N, d)
         # |q·k| <= |q||k|: where that is small, exponentials need no shift by the row's maximum.
-        safe = self._kernels or float(queries.norm(dim=-1).amax()) * self._longest_key < SAFE_SCORE
+        largest = LARGEST_LOG - math.log(self._keys.shape[2])
+        safe = self._kernels or float(queries.norm(dim=-1).amax()) * self._longest_key < largest
         return LoadedFrames(self, start_frame, stop_frame, queries, safe)
 
     def kept(self, start_frame: int, stop_frame: int) -> Tensor | None:

@@ -151,13 +151,13 @@ class _Leaders:
 
     def take(self, block: _Block, breathe: Callable[[], None]) -> NDArray[np.int64]:
         """Assign rows, in order, to leaders old and new; returns the leader's index of each row."""
-        labels = self._join(block.p, block.factors, 0)
+        labels = self._join(block.p, block.factors, 0, breathe)
         rest, first_new = (labels < 0).nonzero()[:, 0], self.count
         for start in range(0, len(rest), CANDIDATES):
             breathe()
             candidates = rest[start : start + CANDIDATES]
             if self.count > first_new:
-                labels[candidates] = self._join(block.p[candidates], block.factors[candidates], first_new)
+                labels[candidates] = self._join(block.p[candidates], block.factors[candidates], first_new, breathe)
                 candidates = candidates[labels[candidates] < 0]
             if len(candidates):
                 p, factors = block.p[candidates], block.factors[candidates]
@@ -172,7 +172,7 @@ class _Leaders:
         """The centres: the mean of each leader's members, (C, K*N)."""
         return self._sums[: self.count] / self._members[: self.count, None]
 
-    def _join(self, p: Tensor, factors: Factors, first: int) -> Tensor:
+    def _join(self, p: Tensor, factors: Factors, first: int, breathe: Callable[[], None]) -> Tensor:
         """The earliest leader within τ of each row, from leader `first` on; -1 where there is none."""
         if self.count == first:
             return torch.full((len(p),), -1, device=p.device)
@@ -192,10 +192,10 @@ class _Leaders:
                 pairs[:, 0] += start
                 doubtful.append(pairs)
 
-        self._crew.run(decide, len(p), PRODUCT_ROWS if p.device.type == "cpu" else len(p))
+        self._crew.run(decide, len(p), PRODUCT_ROWS if p.device.type == "cpu" else len(p), breathe)
         if doubtful:
             row, leader = torch.cat(doubtful).T
-            near = self._compare(self._exact(p, row, exact, leader), self.tau)
+            near = self._compare(self._exact(p, row, exact, leader, breathe), self.tau)
             earliest.scatter_reduce_(0, row[near], leader[near], "amin")
         return torch.where(earliest < len(leaders), earliest + first, -1)
 
@@ -214,14 +214,14 @@ class _Leaders:
             for part in (block.factors.p, block.factors.rest):
                 sums.add_(torch.mm(belongs.to(part.dtype), part, out_dtype=torch.float32))
 
-    def _exact(self, p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor:
+    def _exact(self, p: Tensor, row: Tensor, q: Tensor, other: Tensor, breathe: Callable[[], None]) -> Tensor:
         """J in float32 of the pairs (p[row], q[other])."""
         distances = torch.empty(len(row), device=p.device)
 
         def work(start: int, stop: int) -> None:
             distances[start:stop] = pair_divergences(p, row[start:stop], q, other[start:stop])
 
-        self._crew.run(work, len(row), PAIRS if p.device.type == "cpu" else GPU_PAIRS)
+        self._crew.run(work, len(row), PAIRS if p.device.type == "cpu" else GPU_PAIRS, breathe)
         return distances
 
     def _within(self, p: Tensor) -> Tensor:
