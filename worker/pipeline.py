@@ -49,6 +49,7 @@ from worker.spool import Spool
 Progress = Callable[[Stage, int, int | None], None]
 """Called with the stage, its frames done and all frames; what it raises ends the job."""
 
+KEPT_BYTES = 2**28  # rows of short clips; of long ones most are computed twice, whereby memory does not grow with T
 DRAWING_THREADS = 2
 DRAWN_AHEAD = 8  # frames: bounds what waits to be written
 VERSIONED = ("uvos", "torch", "timm", "av", "numpy")
@@ -182,8 +183,9 @@ def segment(
         maps = AttentionMaps(
             projected.queries,
             projected.keys,
-            dtype=torch.float32 if model.dtype == "float32" else torch.bfloat16,
-            keep_bytes=budget.memory_bytes // 2,
+            # On a CPU rounding the maps gains nothing and moves labels on weak tokens.
+            dtype=torch.bfloat16 if model.device.type == "cuda" and model.dtype == "bfloat16" else torch.float32,
+            keep_bytes=min(budget.memory_bytes // 2, KEPT_BYTES),
         )
         with watch.stage(Stage.clustering):
             levels = _cluster(maps, params, budget.memory_bytes // 2, tell)
