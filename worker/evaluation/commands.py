@@ -87,7 +87,7 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Default: the one that published figures are on.")] = None,
     sequences: Annotated[
-        str | None, typer.Option(help="Names, separated by commas, or a file with one name a line.")
+        list[str] | None, typer.Option(help="Names, separated by commas, or a file with one a line; may repeat.")
     ] = None,
     limit_frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames of each sequence.")] = None,
     json_file: Annotated[
@@ -103,7 +103,7 @@ def evaluate(
     from worker.pipeline import Budget
 
     settings = Settings()
-    wanted = [] if sequences is None else [name.strip() for name in sequences.split(",") if name.strip()]
+    wanted = [name.strip() for names in sequences or [] for name in names.split(",") if name.strip()]
     found = open_dataset(dataset, root, split=split, sequences=wanted)
     loaded = load(model, weights=weights, settings=settings, dtype=dtype, clustering=clustering)
     mode = mode or (Mode.single if DATASETS[dataset].one_object else Mode.multi)

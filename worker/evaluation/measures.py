@@ -22,7 +22,7 @@ class Measure(StrEnum):
     best_cluster_j = "best-cluster J"
     """J of the one cluster of the sequence that fits best, chosen by the ground truth."""
     best_union_j = "best-union J"
-    """J of all clusters that lie mostly inside the object: what telling background apart could reach."""
+    """J of all clusters together that lie mostly inside the object, by the ground truth."""
     j_per_frame = "J per-frame"
     """J of the cluster that fits best in each frame, as published figures for one object."""
     single_j = "single J"

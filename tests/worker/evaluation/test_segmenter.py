@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from worker import cli
 from worker.evaluation import twins
 from worker.evaluation.segmenter import drawn_ids
 
+DEV = Path(__file__).parents[4] / "shared" / "data" / "davis16-dev"
 SIZE = (64, 96)
 FRAMES = 6
 
@@ -84,6 +86,21 @@ def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command,
         assert code == 0, err
         expected = json.loads((tmp_path / f"{mode}.json").read_text())["mean"]["J"]
         assert json.loads((tmp_path / "result.json").read_text())["mean"][measure] == pytest.approx(expected)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DEV.is_dir(), reason="no ../shared/data")
+def test_the_rules_find_what_moves_on_real_videos(command, tmp_path):
+    """Chosen without ground truth, and far from the degenerate answers: everything, nothing, a speck."""
+    file = tmp_path / "result.json"
+    code, _, err = command(
+        *("evaluate", "davis16", DEV, "--split", "dev", "--sequences", "car-turn,dance-jump", "--limit-frames", "6"),
+        *("--model", "colour-position", "--motion", "on", "--resolution", "120x216", "--tau", "1.6", "--json", file),
+    )
+    assert code == 0, err
+    mean = json.loads(file.read_text())["mean"]
+    assert mean["single J"] > 0.9 * mean["best-cluster J"] > 0.36
+    assert mean["foreground J"] > 0.36  # everything: 0.06
 
 
 def test_a_cluster_is_found_by_its_patches_whatever_its_number_became():
