@@ -25,7 +25,8 @@ SINGLE_CENTRE_WEIGHT = 1.0  # how near to the middle of the frame its patches li
 SINGLE_AREA_WEIGHT = 0.5  # mean share of the frame: a speck in the middle is not the main object
 SINGLE_CENTRE_SIGMA = 0.25  # of the frame's sides: where the weight of a patch has fallen to exp(-1/2)
 SINGLE_STILL = 0.05  # energy that a cluster counts for at least: where nothing moves, the rest decides
-SINGLE_JOIN = 1.0  # clusters that score at least this share of the best one join it; 1 keeps only the best
+SINGLE_MOVING = 0.25  # mean energy above which a cluster moves; low, for what rests at times
+SINGLE_JOIN = 0.5  # share of the best score above which others that move join it where it moves: parts of one object
 
 
 class Distances(Protocol):
@@ -97,8 +98,9 @@ def decide(
     exceeds their share of all tokens (background score above 0.5), and if there is none among two or more, the one
     nearest to it; whether they move decides nothing, since an object may rest. With `keep`, none. `mode=single`
     leaves one object, the cluster most persistent, central, inside the frame, large and moving (a product, see the
-    constants), and makes background of the rest whatever `background` says. So with two or more clusters an answer is
-    never all foreground (but for `keep`), and never all background.
+    constants), where it moves joined by others that move and score nearly as high, and makes background of the rest
+    whatever `background` says. So with two or more clusters an answer is never all foreground (but for `keep`), and
+    never all background.
 
     Args:
         assignment: Nearest cluster of each token, shape (T, h, w), values in [0, clusters).
@@ -347,9 +349,11 @@ def _main_object(seen: _Sightings) -> NDArray[np.intp]:
     )
     score[~seen.held] = -1
     groups = np.zeros(len(score), np.intp)
-    groups[score >= max(SINGLE_JOIN * score.max(), 0)] = 1
-    if SINGLE_JOIN == 1 or (groups[seen.held].all() and seen.held.sum() > 1):
-        groups[:] = np.arange(len(score)) == score.argmax()
+    best = score.argmax()
+    parts = seen.held & (seen.energy > SINGLE_MOVING) & (score >= SINGLE_JOIN * score[best])
+    groups[best] = 1
+    if parts[best] and not parts[seen.held].all():
+        groups[parts] = 1
     return groups
 
 

@@ -145,15 +145,17 @@ def test_an_answer_is_never_degenerate(video, mode, background, data):
         assert labels.max() == 1
 
 
-@pytest.mark.parametrize(("limit", "join"), [(-1.0, 0.0), (0.3, 0.5), (1.0, 0.9)])
-@given(video=assignments(min_clusters=2), mode=st.sampled_from(Mode))
+@pytest.mark.parametrize(("limit", "moving", "join"), [(-1.0, -1.0, 0.0), (0.3, 0.05, 0.5), (1.0, 2.0, 0.9)])
+@given(video=assignments(min_clusters=2), mode=st.sampled_from(Mode), data=st.data())
 @settings(deadline=None, max_examples=50)
-def test_no_choice_of_the_constants_makes_an_answer_degenerate(limit, join, video, mode):
+def test_no_choice_of_the_constants_makes_an_answer_degenerate(limit, moving, join, video, mode, data):
     assignment, clusters = video
+    motion = data.draw(st.none() | energies(assignment.shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masks, "BACKGROUND_SCORE", limit)
+        patch.setattr(masks, "SINGLE_MOVING", moving)
         patch.setattr(masks, "SINGLE_JOIN", join)
-        labels = decide(assignment, clusters, mode=mode).object_of[assignment]
+        labels = decide(assignment, clusters, mode=mode, motion=motion).object_of[assignment]
     assert labels.any()
     assert (labels == 0).any() == (len(np.unique(assignment)) > 1)
 
@@ -248,6 +250,15 @@ def test_the_main_object_moves():
     assignment, motion = still_and_moving()
     assert decide(assignment, 4, mode=Mode.single).object_of.tolist() == [0, 1, 0, 0]
     assert decide(assignment, 4, mode=Mode.single, motion=motion).object_of.tolist() == [0, 0, 1, 0]
+
+
+def test_moving_parts_of_the_main_object_join_it_and_resting_ones_do_not():
+    assignment, motion = still_and_moving()
+    assignment[:, 6:8, 8:10] = 4  # below the moving thing, nearly as large
+    for energy, expected in ((0.7, [0, 0, 1, 0, 1]), (0.2, [0, 0, 1, 0, 0])):
+        motion[assignment == 4] = energy
+        assert decide(assignment, 5, mode=Mode.single, motion=motion).object_of.tolist() == expected
+    assert decide(assignment, 5, mode=Mode.single).object_of.sum() == 1
 
 
 def test_motion_of_other_tokens_is_refused():

@@ -90,7 +90,7 @@ def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command,
 
 @pytest.mark.data
 @pytest.mark.skipif(not DEV.is_dir(), reason="no ../shared/data")
-def test_the_rules_find_what_moves_on_real_videos(command, tmp_path):
+def test_the_main_object_is_found_on_real_videos(command, tmp_path):
     """Chosen without ground truth, and far from the degenerate answers: everything, nothing, a speck."""
     file = tmp_path / "result.json"
     code, _, err = command(
@@ -99,8 +99,7 @@ def test_the_rules_find_what_moves_on_real_videos(command, tmp_path):
     )
     assert code == 0, err
     mean = json.loads(file.read_text())["mean"]
-    assert mean["single J"] > 0.9 * mean["best-cluster J"] > 0.36
-    assert mean["foreground J"] > 0.36  # everything: 0.06
+    assert mean["single J"] > 0.9 * mean["best-cluster J"] > 0.36  # everything: 0.06
 
 
 def test_a_cluster_is_found_by_its_patches_whatever_its_number_became():
