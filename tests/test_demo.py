@@ -24,6 +24,6 @@ def test_the_demo_writes_what_it_names_and_stops_what_it_started(tmp_path: Path)
     named = [Path(word) for word in done.stdout.split() if word.startswith("out/")]
     assert len(named) == 5
     assert all((tmp_path / path).exists() for path in named)
-    strip = Image.open(tmp_path / "out" / "strip.png")
-    assert strip.width > 4 * strip.height
+    with Image.open(tmp_path / "out" / "strip.png") as strip:
+        assert strip.width > 4 * strip.height
     assert len(list((tmp_path / "out" / "levels" / "1" / "masks").rglob("*.png"))) == 48

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worker.backbone import Backbone
 from worker.training.pack import Pack
+from worker.training.repeatable import repeatable
 from worker.weights import BlockWeights, write_block
 
 NORM_EPS = 1e-5  # of the released block; segmenting reads it from the exported file
@@ -239,7 +240,8 @@ def train_block(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             semantic, dynamic = _losses(block, tokens, classes)
         optimizer.zero_grad()
-        torch.autograd.backward(semantic + dynamic)
+        with repeatable(device):
+            torch.autograd.backward(semantic + dynamic)
         if world > 1:
             for parameter in parameters:
                 assert parameter.grad is not None
