@@ -4,14 +4,14 @@ const EARLY_S = 0.004; // a browser tells times to the microsecond, files to the
 
 export class Player {
   constructor({ video, canvas, onFrame }) {
-    Object.assign(this, { video, canvas, onFrame, frame: 0, times: [0], layer: null, hidden: new Set(), lit: null, hasVideo: false, playing: false });
+    Object.assign(this, { video, canvas, onFrame, frame: 0, times: [0], layer: null, hidden: new Set(), lit: null, hasVideo: false, playing: false, held: false });
     this.context = canvas.getContext("2d");
     this.opacity = 0.5;
     this.outlines = true;
     this.dim = false;
     this.session = 0;
     video.addEventListener("ended", () => this.playing && this.seek(0, true));
-    video.addEventListener("seeked", () => this.hasVideo && this.shown(this.video.currentTime));
+    video.addEventListener("seeked", () => this.shown(this.video.currentTime));
   }
 
   /** Show other masks; `src` is the video's address, null where there is none. */
@@ -49,13 +49,15 @@ export class Player {
       this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback((_, data) => callback(data.mediaTime)) : requestAnimationFrame(() => callback(this.video.currentTime));
     const step = (time) => {
       if (session !== this.session || !this.video.src) return;
-      if (this.hasVideo) this.shown(time);
+      this.shown(time);
       next(step);
     };
     next(step);
   }
 
+  /** The browser says what it shows. A frame that was asked for stays, whatever is told late of those before it. */
   shown(time) {
+    if (!this.hasVideo || this.held) return;
     const last = this.times[this.times.length - 1];
     if (this.playing && time > last + this.gap(this.times.length - 1) + EARLY_S) return this.seek(0, true); // the part is over
     this.show(this.at(time));
@@ -88,6 +90,7 @@ export class Player {
   seek(frame, keepPlaying = false) {
     frame = Math.max(0, Math.min(this.times.length - 1, frame));
     if (!keepPlaying) this.pause();
+    this.held = !keepPlaying;
     if (this.hasVideo) {
       this.video.currentTime = this.times[frame] + this.gap(frame) * 0.4; // inside the frame, not on its edge
       if (keepPlaying) this.video.play();
@@ -102,6 +105,7 @@ export class Player {
 
   play() {
     this.playing = true;
+    this.held = false;
     if (this.frame >= this.times.length - 1) this.seek(0, true);
     if (this.hasVideo) this.video.play().catch(() => this.pause());
     else this.tick(this.session, performance.now(), this.times[this.frame]);
