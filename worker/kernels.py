@@ -7,13 +7,15 @@ small trial gives what torch's operations give; otherwise the same is computed, 
 import importlib
 import logging
 import math
+import time
+import warnings
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROWS, COLUMNS = 128, 128  # of a tile of scores
+TILES = ((128, 128, 8), (64, 128, 4), (128, 64, 4))  # rows, columns and warps of a tile of scores, to choose from
 WIDE = 4096  # keys of a row at once
 INTERPRETED = False  # tests run the kernels on a CPU, where bfloat16 products do not exist
 
@@ -26,7 +28,9 @@ def available(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
-        _try(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a compiler's advice is not for those who run this
+            _try(device)
     except Exception as error:  # no Triton, no compiler, or whatever a compiler may say: all of it works without
         logger.warning("torch's own operations take the place of kernels and are several times slower: %s", error)
         return False
@@ -46,7 +50,13 @@ def attend(queries: Tensor, keys: Tensor, out: Tensor) -> None:
         keys: Likewise, (heads, d, m).
         out: (n, m) float32; where the factors are bfloat16, values are rounded to it.
     """
+    heads, _, depth = queries.shape
+    _attend(queries, keys, out, _fastest_tile(queries.device, queries.dtype, heads, depth))
+
+
+def _attend(queries: Tensor, keys: Tensor, out: Tensor, tile: tuple[int, int, int]) -> None:
     heads, count, depth = queries.shape
+    rows, columns, warps = tile
     total = keys.shape[2]
     denominators = torch.empty(heads, count, device=queries.device)
     rounded = queries.dtype == torch.bfloat16
@@ -54,16 +64,37 @@ def attend(queries: Tensor, keys: Tensor, out: Tensor) -> None:
         "HEADS": heads,
         "DEPTH": depth,
         "PADDED": max(16, 1 << (depth - 1).bit_length()),
-        "ROWS": ROWS,
-        "COLUMNS": COLUMNS,
+        "ROWS": rows,
+        "COLUMNS": columns,
         # Three products of 10-bit mantissas: float32's precision at a multiple of its speed.
         "PRECISION": "ieee" if rounded or INTERPRETED else "tf32x3",
         "WIDEN": INTERPRETED,
+        "num_warps": warps,
     }
-    scale, tiles = math.log2(math.e) / math.sqrt(depth), -(-count // ROWS)
-    _triton().softmax_denominators[(tiles, heads)](queries, keys, scale, denominators, count, total, **options)
-    grid = (tiles, -(-total // COLUMNS))
-    _triton().mean_softmax[grid](queries, keys, scale, denominators, out, count, total, ROUND=rounded, **options)
+    scale, tiles = math.log2(math.e) / math.sqrt(depth), -(-count // rows)
+    triton = _triton()
+    triton.softmax_denominators[(tiles, heads)](queries, keys, scale, denominators, count, total, **options)
+    grid = (tiles, -(-total // columns))
+    triton.mean_softmax[grid](queries, keys, scale, denominators, out, count, total, ROUND=rounded, **options)
+
+
+@cache
+def _fastest_tile(device: torch.device, dtype: torch.dtype, heads: int, depth: int) -> tuple[int, int, int]:
+    """By trying: what is best depends on the device, and what it changes is rounding in the last bits."""
+    if INTERPRETED:
+        return TILES[0]
+    queries = torch.zeros(heads, 4096, depth, dtype=dtype, device=device)
+    keys, out = torch.zeros(heads, depth, 8192, dtype=dtype, device=device), torch.empty(4096, 8192, device=device)
+    seconds = {}
+    for tile in TILES:
+        _attend(queries, keys, out, tile)  # compiles
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(3):
+            _attend(queries, keys, out, tile)
+        torch.cuda.synchronize(device)
+        seconds[tile] = time.perf_counter() - began
+    return min(seconds, key=lambda tile: seconds[tile])
 
 
 def factors(

@@ -16,8 +16,7 @@ from worker.clustering import algorithm1, distances
 def interpreter(monkeypatch):
     """Small tiles, and for a CPU's tensors."""
     monkeypatch.setattr(kernels, "INTERPRETED", True)
-    monkeypatch.setattr(kernels, "ROWS", 16)
-    monkeypatch.setattr(kernels, "COLUMNS", 32)
+    monkeypatch.setattr(kernels, "TILES", ((16, 32, 4),))
     monkeypatch.setattr(kernels, "WIDE", 64)
     monkeypatch.setattr(kernels, "available", lambda _device: True)
 

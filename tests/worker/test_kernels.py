@@ -25,6 +25,50 @@ def test_kernels_compute_in_the_interpreter_what_torch_computes():
     assert done.returncode == 0, done.stdout
 
 
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from worker import kernels, triton_kernels
+
+def compile(kernel, types, known, warps):
+    types |= dict.fromkeys(known, "constexpr")
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in known.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in types if name not in known | {"scale": 0}},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    assert compiled.metadata.shared <= 227 * 1024, compiled.metadata.shared
+
+for dtype, precision, tiles in (("*bf16", "ieee", kernels.TILES), ("*fp32", "tf32x3", kernels.TILES[:1])):
+    for rows, columns, warps in tiles:
+        known = dict(HEADS=6, DEPTH=48, PADDED=64, ROWS=rows, COLUMNS=columns, PRECISION=precision, WIDEN=False)
+        types = dict(q=dtype, k=dtype, scale="fp32", out="*fp32", n="i32", m="i32")
+        compile(triton_kernels.softmax_denominators, dict(types), dict(known), warps)
+        compile(triton_kernels.mean_softmax, types | dict(denominators="*fp32"), known | dict(ROUND=True), warps)
+rows = dict(p="*fp32", rounded="*bf16", rest="*bf16", logs="*bf16", own="*fp32", spread="*fp32", m="i32")
+compile(triton_kernels.factors, rows, dict(EPSILON=1e-12, COLUMNS=kernels.WIDE), 4)
+pairs = dict(p="*fp32", row="*i64", q="*fp32", other="*i64", out="*fp32", m="i32")
+compile(triton_kernels.pair_divergences, pairs, dict(EPSILON=1e-12, COLUMNS=kernels.WIDE), 4)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch came without Triton")
+def test_kernels_compile_for_a_large_gpu_and_fit_it():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COMPILE],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_where_kernels_fail_torch_computes_and_a_warning_says_so(monkeypatch, caplog):
     def fail(_device):
         raise RuntimeError("no compiler")
