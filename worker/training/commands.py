@@ -16,6 +16,7 @@ from service.errors import InvalidParameters, UvosError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a backbone or a spatio-temporal block.")
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v", ".mpg", ".ts", ".ogv"}
+HELD_OUT = 1  # training's samples are seeded by two numbers, these by three
 Videos = Annotated[
     list[Path], typer.Option("--videos", help="A folder of videos, or one video; repeat for more.", exists=True)
 ]
@@ -48,6 +49,39 @@ def pack(
                 on_video=lambda video, count: bar.update(task, advance=1, description=f"{video.name}: {count} frames"),
             )
     Console().print(f"{out}: {out.stat().st_size / 1e6:.0f} MB", highlight=False)
+
+
+@app.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="The folder to make; `uvos-worker evaluate clips` scores on it.")],
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 20,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each.")] = 24,
+    size: Annotated[str, typer.Option(help="HxW of a frame in pixels.")] = "240x432",
+    objects: Annotated[int, typer.Option(min=1, help="Objects in each.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Scenes of any seed are others than training's.")] = 0,
+) -> None:
+    """Generate labelled scenes of the kind that `tiny` learns from, to measure on."""
+    import cv2
+    import numpy as np
+
+    from worker.formats.palette import write_png
+    from worker.training.scenes import draw_scene
+
+    with _one_sentence():
+        height, width = _size(size)
+        if out.exists() and any(out.iterdir()):
+            raise InvalidParameters(f"--out: {out} is not empty")
+        with Progress(transient=True) as bar:
+            for number in bar.track(range(count), description="drawing"):
+                rng = np.random.default_rng((seed, number, HELD_OUT))
+                scene = draw_scene(rng, frames=frames, size=(height, width), objects=objects)
+                folder = out / f"scene-{number:02d}"
+                for kind in ("frames", "masks"):
+                    (folder / kind).mkdir(parents=True)
+                for index, (frame, labels) in enumerate(zip(scene.frames, scene.labels, strict=True)):
+                    cv2.imwrite(str(folder / "frames" / f"{index:05d}.png"), frame[:, :, ::-1])
+                    write_png(folder / "masks" / f"{index:05d}.png", labels.astype(np.uint16), objects=objects)
+    Console().print(f"{out}: {count} scenes of {frames} frames", highlight=False)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from service.models import find_model
 from tests.videos import write_video
 from worker.backbone import create_vit
+from worker.evaluation.datasets import DatasetName, open_dataset
 from worker.training.commands import app
 from worker.training.curves import draw_curves
 from worker.training.scenes import draw_scene
@@ -50,6 +51,23 @@ def test_a_block_is_trained_behind_tiny(packed: Path, tmp_path: Path) -> None:
     assert block is not None
     assert block.backbone == "tiny"
     assert (tmp_path / "block.work" / "loss.csv").exists()
+
+
+def test_scenes_are_labelled_clips_that_training_never_draws(tmp_path: Path) -> None:
+    command = ["scenes", "--count", "2", "--frames", "3", "--size", "64x96", "--objects", "2", "--out"]
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "scenes")])
+    assert done.exit_code == 0, done.output
+    found = open_dataset(DatasetName.clips, tmp_path / "scenes")
+    assert [sequence.name for sequence in found] == ["scene-00", "scene-01"]
+    for number, sequence in enumerate(found):
+        drawn = draw_scene(np.random.default_rng((0, number, 1)), frames=3, size=(64, 96), objects=2)
+        np.testing.assert_array_equal(sequence.truth(), drawn.labels)
+        trained = draw_scene(np.random.default_rng((0, number)), frames=3, size=(64, 96), objects=2)
+        assert not np.array_equal(trained.frames, drawn.frames)
+
+    again = CliRunner().invoke(app, [*command, str(tmp_path / "scenes")])
+    assert again.exit_code == 1
+    assert "is not empty" in again.output
 
 
 def test_a_folder_without_videos_is_one_sentence(tmp_path: Path) -> None:
