@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.chaos import scenarios
 from tests.chaos.fleet import REPOSITORY, Fleet
+from tests.chaos.stub_child import stub_video
+from tests.chaos.stub_worker import CHILD
+from tests.videos import make_scene, write_video
 
 SMALL_DISK = "110m"
 DISK = "UVOS_TEST_DISK"
@@ -32,6 +35,11 @@ FULL: dict[str, tuple[Callable[[Fleet], scenarios.Figures], dict[str, str]]] = {
     "deleting": (scenarios.deleting, {}),
     "stopping": (scenarios.stopping, {}),
     "full_disk": (scenarios.full_disk, {}),
+    "full_disk_at_the_end": (partial(scenarios.full_disk_at_the_end, video=stub_video(0.1)), {}),
+    "full_disk_at_a_real_end": (
+        lambda fleet: scenarios.full_disk_at_the_end(fleet, video=_real_video(fleet)),
+        {CHILD: "worker.child"},
+    ),
 }
 
 
@@ -39,7 +47,7 @@ def main() -> int:
     chosen = sys.argv[1:] or list(FULL)
     failed = 0
     for name in chosen:
-        if name == "full_disk" and DISK not in os.environ:
+        if name.startswith("full_disk") and DISK not in os.environ:
             failed += _on_a_small_disk(name)
             continue
         scenario, settings = FULL[name]
@@ -55,6 +63,10 @@ def main() -> int:
         told = ", ".join(f"{key}: {value}" for key, value in figures.items())
         print(f"ok {name} ({time.monotonic() - start:.0f} s): {told}", flush=True)
     return 1 if failed else 0
+
+
+def _real_video(fleet: Fleet) -> bytes:
+    return write_video(fleet.folder / "clip.mp4", make_scene(frames=4).frames).read_bytes()
 
 
 def _on_a_small_disk(name: str) -> int:

@@ -53,7 +53,7 @@ class Fleet:
         self.start_api()
         for _ in range(self.wanted):
             self.start_worker()
-        self.wait_for(lambda: len(self.warm_workers()) >= self.wanted, "warm workers")
+        self.wait_for(lambda: len(self.warm_workers()) >= self.wanted, "warm workers", 3 * PATIENCE_S)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -96,7 +96,7 @@ class Fleet:
     def warm_workers(self) -> list[dict[str, Any]]:
         with suppress(httpx.HTTPError, KeyError):
             found: list[dict[str, Any]] = self.http.get("/readyz").json()["workers"]
-            return [one for one in found if one["device"] == "stub"]
+            return [one for one in found if one["device"] != "starting"]
         return []
 
     def keep_workers(self) -> None:

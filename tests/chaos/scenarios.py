@@ -17,9 +17,10 @@ import httpx
 from service.contract import QUEUE, TASK, Status
 from tests.chaos.fleet import Fleet
 from tests.chaos.stub_child import SIGNATURE, stub_video
-from tests.chaos.stub_worker import STEPS
+from tests.chaos.stub_worker import FILL, STEPS
 
 Figures = dict[str, float | int | str]
+LONG_S = 180.0  # a real child works, on a machine with other work to do
 
 
 def storm(fleet: Fleet, *, jobs: int, kill_every_s: float, queue_kills: int, job_s: float, seed: int = 1) -> Figures:
@@ -368,7 +369,7 @@ def same_key(fleet: Fleet, *, posts: int = 50) -> Figures:
 
 
 def full_disk(fleet: Fleet) -> Figures:
-    """No room for the upload, for what the work writes, for the result: 507 or failed, and nothing partial is left.
+    """No room for the upload, for what the work writes: 507 or failed, and nothing partial is left.
 
     The fleet's folder lies on a small disk of its own.
     """
@@ -408,18 +409,66 @@ def full_disk(fleet: Fleet) -> Figures:
     assert end.error is not None
     assert end.error.type == "/problems/storage-full"
     fleet.wait_for(lambda: os.listdir(fleet.data / "jobs" / work / "work") == [], "its files to be gone")
-    fleet.order("publishing", "STOP")
-    result = fleet.submit(stub_video(0.1))
-    fleet.wait_for(lambda: any(_is_stopped(worker.pid) for worker in fleet.workers), "the end of the work")
-    fill(leave=0)
-    for worker in fleet.workers:
-        worker.send_signal(signal.SIGCONT)
-    time.sleep(2)
-    ballast.unlink()
-    status = fleet.wait_for_end(result).status
-    assert status in (Status.failed, Status.succeeded)
-    assert fleet.ends(result) == 1
     after = fleet.submit()
     assert fleet.wait_for_end(after).status == Status.succeeded
     fleet.assert_whole(after)
-    return {"upload": 507, "upload without length": 507, "work": "failed", "result": status.value, "afterwards": "well"}
+    return {"upload": 507, "upload without length": 507, "work": "failed", "afterwards": "well"}
+
+
+def full_disk_at_the_end(fleet: Fleet, *, video: bytes) -> Figures:
+    """Not a byte of room at the moment a result is published: `failed`, or open until there is room; nothing partial.
+
+    The fleet's folder lies on a small disk of its own, the queue's too.
+    """
+    ballast = fleet.data / "ballast"
+
+    def left(job_id: str) -> list[str]:
+        folder = fleet.data / "jobs" / job_id
+        return [name for part in ("work", "claims") for name in os.listdir(folder / part) if not name.isdigit()]
+
+    def room() -> int:
+        return os.statvfs(fleet.data).f_bavail
+
+    # what the result took is room enough to write that it cannot be kept
+    fleet.order("publishing", FILL)
+    job_id = fleet.submit(video)
+    end = fleet.wait_for_end(job_id, LONG_S)
+    assert end.status == Status.failed, end
+    assert end.error is not None
+    assert end.error.type == "/problems/storage-full"
+    assert ballast.exists()
+    fleet.wait_for(lambda: left(job_id) == [] and job_id not in fleet.storage.open_jobs(), "its files to be gone")
+    assert not fleet.storage.input_path(job_id).exists()
+    assert fleet.ends(job_id) == 1
+    assert fleet.status(job_id) == "failed"  # is told while the disk is full
+    ballast.unlink()
+    fleet.wait_for(lambda: _at_rest(fleet), "workers at rest")
+
+    # somebody else takes that room at once: nothing can be written, not even that it failed
+    fleet.order("publishing", FILL)
+    fleet.order("dropped", FILL)
+    job_id = fleet.submit(video)
+    fleet.wait_for(lambda: f"job {job_id}: storage fails" in fleet.log(), "the disk to be full", LONG_S)
+    time.sleep(3)  # workers look around and find it, again and again
+    assert room() == 0
+    assert fleet.end(job_id) is None
+    assert fleet.storage.open_jobs() == [job_id]
+    assert left(job_id) == []
+    assert len(fleet.executions(job_id)) == 1
+    assert fleet.status(job_id) in ("queued", "running")
+    ballast.unlink()
+    freed_at = time.monotonic()
+    end = fleet.wait_for_end(job_id, LONG_S)
+    took = time.monotonic() - freed_at
+    assert end.status == Status.succeeded, end
+    fleet.wait_for(lambda: left(job_id) == [end.execution], f"job {job_id} to be tidy")
+    assert (fleet.storage.result_dir(job_id, end) / "manifest.json").is_file()
+    assert fleet.ends(job_id) == 1
+    assert len(fleet.executions(job_id)) == 2
+    fleet.assert_nobody_died()
+    return {
+        "no room for the result": "failed",
+        "nor for saying so": f"open, {end.status.value} with room",
+        "partial": 0,
+        "after there was room, s": round(took, 1),
+    }

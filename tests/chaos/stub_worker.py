@@ -1,9 +1,11 @@
-"""A worker with a stub for a child, which a file can order to die or to sleep at a named step of a job."""
+"""A worker with a stub for a child, which a file can order to die, sleep or fill the disk at a named step of a job."""
 
 import logging
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from rq import Queue
 from rq.job import Job
@@ -15,11 +17,18 @@ from worker import queue
 from worker.child import Child
 from worker.queue import SegmentWorker
 
+CHILD = "UVOS_TEST_CHILD"  # another module for the child: "worker.child" is the real one
+FILL = "FILL"
+
 STEPS = ("popped", "held", "claimed", "running", "publishing", "decided", "released")
 
 
 class OrderlyStorage(Storage):
-    """Storage that obeys an order between deciding how a job ended and clearing up after it."""
+    """Storage that obeys orders: once it is decided how a job ended, and once work was dropped."""
+
+    def drop_work(self, job_id: str, execution: str) -> None:
+        super().drop_work(job_id, execution)
+        obey(self, "dropped")
 
     def _settle(self, job_id: str, number: int) -> None:
         obey(self, "decided")
@@ -46,14 +55,26 @@ class OrderlyWorker(SegmentWorker):
 
 
 def obey(storage: Storage, step: str) -> None:
-    """Carry out the order for this step, if there is one: KILL or STOP, once."""
+    """Carry out the order for this step, if there is one: KILL, STOP or FILL, once."""
     order = storage.root / f"order-{step}"
     try:
         name = order.read_text()
         order.unlink()
     except FileNotFoundError:
         return
+    if name == FILL:
+        fill_disk(storage.root)
+        return
     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+
+
+def fill_disk(root: Path) -> None:
+    """Leave not a byte on the disk of this folder; removing the ballast makes room again."""
+    with (root / "ballast").open("ab", buffering=0) as ballast:
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while ballast.write(bytes(size)) == size:
+                    pass
 
 
 def main() -> None:
@@ -61,7 +82,7 @@ def main() -> None:
     settings = Settings()
     queue.BEGIN_WITHIN_S = 10.0  # the stub begins at once
     storage = OrderlyStorage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
-    worker = OrderlyWorker(settings, storage, Child(settings, "tests.chaos.stub_child"))
+    worker = OrderlyWorker(settings, storage, Child(settings, os.environ.get(CHILD, "tests.chaos.stub_child")))
     take_lease = worker.broker.take_lease
 
     def take_lease_then_obey(*arguments: object, **named: object) -> bool:

@@ -71,7 +71,7 @@ def test_a_deleted_job_leaves_nothing(fleet: Fleet) -> None:
 def test_a_full_disk_is_told_and_leaves_nothing_partial() -> None:
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no small disk can be mounted here")
-    program = [sys.executable, "-m", "tests.chaos", "full_disk"]
+    program = [sys.executable, "-m", "tests.chaos", "full_disk", "full_disk_at_the_end"]
     done = subprocess.run(program, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
