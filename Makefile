@@ -52,7 +52,7 @@ train-tiny: .venv/.worker ## train the packaged model again, from the folders in
 		--steps 1000 --batch 4 --rate 6e-4 --seed 0 --out out/tiny.safetensors
 
 clean: ## remove what was installed and made
-	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uvos needs Python 3.11 or newer")'
