@@ -60,12 +60,18 @@ def http(settings: Settings) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="session")
-def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of the whole service."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="session")
+def service_url(service_data: Path) -> Iterator[str]:
     """The whole service as `uvos up` starts it: queue, API, worker with `tiny`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    data = tmp_path_factory.mktemp("service")
+    data = service_data
     with (data / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data)],

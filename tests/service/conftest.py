@@ -1,4 +1,4 @@
-"""An API in a process of its own, as `uvos serve` starts it."""
+"""An API in a process of its own, as `uvos serve` starts it; one that asks for keys; a browser."""
 
 import os
 import socket
@@ -6,10 +6,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
+from pydantic import SecretStr
 
 from service.embedded import EmbeddedServer
+from service.keys import digest_of, new_key
+from service.settings import Settings
+from tests.service.browser import ARGS, CHROMIUM, FRAMES
+from tests.service.live import running_api
+from tests.videos import Shape, make_scene, write_video
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +46,40 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
         else:
             return
     raise AssertionError("the API did not start")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A service that asks for keys."""
+
+    url: str
+    ada: str
+    bob: str
+
+
+@pytest.fixture(scope="session")
+def guarded(service_url: str, service_data: Path) -> Iterator[Guarded]:
+    """A second API over the queue and the worker of the first: this one asks for keys."""
+    assert service_url  # it has started
+    ada, bob = new_key(), new_key()
+    settings = Settings(
+        redis_url=SecretStr(EmbeddedServer(service_data / "queue").url),
+        data_dir=service_data,
+        api_keys=SecretStr(f"ada:{digest_of(ada)},bob:{digest_of(bob)}"),
+    )
+    with running_api(settings) as url:
+        yield Guarded(url, ada, bob)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scene = make_scene([Shape("disc", 48, (48, 30), (0, 4))], frames=FRAMES)
+    return write_video(tmp_path_factory.mktemp("video") / "my clip.mp4", scene.frames, fps=16)

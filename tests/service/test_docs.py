@@ -1,29 +1,29 @@
 """The documentation is true: its tables are the code's, its links lead somewhere, its commands run."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
+import typer.main
 from starlette.testclient import TestClient
 
 from docs import reference
-from service import errors
+from service import cli, errors
 from service.contract import SegmentParams
 from service.settings import Settings
+from tests.service.code_blocks import BLOCK, ROOT, blocks
+from worker import cli as worker_cli
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: str, language: str, *, after: str = "") -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    text = text[text.index(after) :]
-    return [code for kind, code in BLOCK.findall(text) if kind == language]
 
 
 def test_the_tables_of_limits_and_errors_are_those_of_the_code() -> None:
@@ -58,6 +58,51 @@ def test_the_type_of_a_problem_is_where_it_is_explained(http: TestClient) -> Non
     assert http.get("/problems/nothing").status_code == 404
 
 
+COMMANDS = {"uvos": typer.main.get_command(cli.app), "uvos-worker": typer.main.get_command(worker_cli.app)}
+TEXTS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+CLIENT_VARIABLES = {"UVOS_URL", "UVOS_API_KEY"}
+
+
+def commands_of(text: str) -> Iterator[list[str]]:
+    """The words of every command that a page names, in its blocks and in its sentences."""
+    lines = [
+        line for kind, code in BLOCK.findall(text) if kind == "sh" for line in code.replace("\\\n", "").splitlines()
+    ]
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", BLOCK.sub("", text))]:
+        for part in re.split(r"&&|\||;|&\s*$", line.partition(" #")[0]):
+            words = part.replace("'", "").replace('"', "").split()
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words:
+                yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_commands_that_pages_name_exist_with_their_options(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    for name, *words in commands_of(text):
+        if name in COMMANDS:
+            assert unknown_words(name, words) == [], (name, words)
+        elif name == "make":
+            assert set(words[:1]) <= targets, words
+        elif name.startswith("python") and words[:1] == ["-m"]:
+            assert find_spec(words[1]), words
+    variables = set(re.findall(r"\bUVOS_(?!TEST_)[A-Z_]+\b", text))
+    assert variables <= {f"UVOS_{field.upper()}" for field in Settings.model_fields} | CLIENT_VARIABLES
+
+
+def unknown_words(name: str, words: list[str]) -> list[str]:
+    """The words that are neither a command nor an option of the one before; arguments are anything."""
+    command = COMMANDS[name]
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        if words[0] not in command.commands:
+            return words[:1]
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+    return [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+
+
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """A folder as the commands expect it: the sample, and the installed commands on the PATH."""
@@ -72,22 +117,44 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run_shell(lines: list[str], service_url: str, workplace: Path) -> str:
+    """What the commands print, sent to the service of the tests."""
+    done = subprocess.run(
+        ["sh", "-c", "\n".join(["set -eu", *lines]).replace("http://127.0.0.1:8000", service_url)],
+        cwd=workplace,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "UVOS_URL": service_url},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the commands use curl, which is not installed")
 
 
 @needs_curl
 def test_the_commands_of_the_first_ten_minutes_run(service_url: str, workplace: Path) -> None:
-    script = "\n".join(["set -eu", *blocks("first-ten-minutes.md", "sh", after="<!-- run:")])
-    script = script.replace("http://127.0.0.1:8000", service_url)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
-    done = subprocess.run(
-        ["sh", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"status": "succeeded"' in done.stdout
+    told = run_shell(blocks("first-ten-minutes.md", "sh", after="<!-- run:"), service_url, workplace)
+    assert '"status": "succeeded"' in told
     assert (workplace / "overlay.mp4").stat().st_size > 1000
     assert (workplace / "cvat.xml").read_text().startswith("<?xml")
     assert (workplace / "many" / "two" / "manifest.json").is_file()
+
+
+@needs_curl
+def test_the_commands_of_the_http_api_run(service_url: str, workplace: Path) -> None:
+    told = run_shell(blocks("http-api.md", "sh", after="<!-- run:"), service_url, workplace)
+    (job_id,) = set(re.findall(r'\{"id":"(\w+)"', told.partition('{"jobs":')[0]))  # of the three ways to wait
+    assert "event: end" in told
+    assert '"jobs":[{' in told
+    assert len(zipfile.ZipFile(workplace / "masks.zip").namelist()) == len(
+        json.loads((workplace / "rle.json").read_text())["frames"]
+    )
+    assert (workplace / "00000.png").read_bytes().startswith(b"\x89PNG")
+    gone = httpx.get(f"{service_url}/jobs/{job_id}", trust_env=False)
+    assert gone.status_code == 404
 
 
 @needs_curl
@@ -96,13 +163,8 @@ def test_the_commands_of_the_readme_run(service_url: str, workplace: Path) -> No
     assert [line.split()[:2] for line in start[1].splitlines() if line] == [["make", "demo"], ["make", "test"]]
     lines = use[1].strip().splitlines()
     assert lines[0].startswith("make up")  # what `service_url` has done
-    script = "\n".join(["set -eu", *lines[1:]]).replace("http://127.0.0.1:8000", service_url)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "*", "UVOS_URL": service_url}
-    done = subprocess.run(
-        ["sh", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"status":"queued"' in done.stdout.replace(" ", "")
+    told = run_shell(lines[1:], service_url, workplace)
+    assert '"status":"queued"' in told.replace(" ", "")
     assert (workplace / "masks" / "manifest.json").is_file()
 
 

@@ -1,0 +1,92 @@
+"""A person at the page: a Chromium from the system's packages, and what hands and eyes do."""
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+FRAMES = 16
+JOB_MS = 120_000
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("REQUIRE_BROWSER") != "1", reason="there is no Chromium here"
+)
+
+
+@contextmanager
+def opened(browser: Browser, url: str, *, width: int = 1200, dark: bool = False) -> Iterator[Page]:
+    """The page, of which no address outside the service and no error is accepted."""
+    context = browser.new_context(
+        base_url=url, viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+    )
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if is_error(message) else None)
+    page.on(
+        "request",
+        lambda request: wrong.append(request.url) if not request.url.startswith((url, "blob:" + url)) else None,
+    )
+    page.goto("/")
+    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("[name=tau]")).not_to_have_value("")
+    try:
+        yield page
+    finally:
+        context.close()
+    assert wrong == [], wrong
+
+
+def is_error(message: ConsoleMessage) -> bool:
+    """Whether the page failed; that the service refused something is told on the page."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource: the server responded")
+
+
+def drop(page: Page, video: Path) -> None:
+    """Drop a file as a person does."""
+    page.evaluate(
+        """([name, data]) => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], name, {type: "video/mp4"}));
+            document.querySelector("#drop").dispatchEvent(
+                new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        [video.name, base64.b64encode(video.read_bytes()).decode()],
+    )
+
+
+def options(page: Page, tau: str = "1, 0.3") -> None:
+    page.click("#start summary")
+    page.fill("[name=tau]", tau)
+    page.select_option("[name=background]", "keep")  # so that there is something to see, whatever the model
+
+
+def painted(page: Page) -> int:
+    """Pixels of the canvas that are not transparent."""
+    count: int = page.evaluate(
+        """() => {
+            const canvas = document.querySelector("#canvas");
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let i = 3; i < data.length; i += 4) count += data[i] > 0;
+            return count;
+        }"""
+    )
+    return count
+
+
+def scrub(page: Page, frame: int) -> None:
+    page.locator("#scrub").fill(str(frame))
+    page.wait_for_function("() => !document.querySelector('#video').seeking")

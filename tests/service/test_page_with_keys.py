@@ -1,0 +1,109 @@
+"""The page of a service that asks for keys, and the JavaScript of the documentation, with a key and without."""
+
+import base64
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.service.browser import FRAMES, JOB_MS, drop, needs_browser, opened, options, painted
+from tests.service.code_blocks import blocks
+from tests.service.conftest import Guarded
+from tests.videos import Shape, make_scene, write_video
+
+
+@pytest.fixture
+def page(browser: Browser, guarded: Guarded) -> Iterator[Page]:
+    with opened(browser, guarded.url) as page:
+        yield page
+
+
+def show_key(page: Page, key: str) -> None:
+    page.locator("#key input").fill(key)
+    page.click("#key button")
+
+
+@needs_browser
+def test_a_wrong_key_is_told_and_the_right_one_does_everything(
+    page: Page, guarded: Guarded, video: Path, tmp_path: Path
+) -> None:
+    expect(page.locator("#key")).to_be_visible()
+    expect(page.locator("#key-told")).to_be_empty()
+    show_key(page, "uvos_of-somebody-else")
+    expect(page.locator("#key-told")).to_have_text("The service does not know this key.")
+    show_key(page, guarded.ada)
+    expect(page.locator("#key")).to_be_hidden()
+
+    options(page)
+    drop(page, video)
+    expect(page.locator("#where")).not_to_be_empty()
+    expect(page.locator("#result")).to_be_visible(timeout=JOB_MS)
+    expect(page.locator("#legend button").first).to_be_visible()
+    assert painted(page) > 0
+
+    links = page.locator("#downloads a")
+    expect(links).to_have_text(["PNG masks", "RLE JSON", "Overlay MP4", "YouTube-VIS", "CVAT XML", "Manifest"])
+    for index in range(links.count()):
+        with page.expect_download() as download:
+            links.nth(index).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        assert path.stat().st_size > 100
+        if path.suffix == ".zip":
+            assert len(zipfile.ZipFile(path).namelist()) == FRAMES
+
+    page.locator("#overlay").check()
+    page.wait_for_function(
+        "() => document.querySelector('#video').videoWidth > 0 && document.querySelector('#canvas').hidden"
+    )
+    page.click("summary:has-text('command line')")
+    assert "Authorization: Bearer $UVOS_API_KEY" in page.inner_text("#curl")
+    assert guarded.ada not in page.content()
+
+
+@needs_browser
+def test_a_key_sees_its_own_jobs_and_cancels_them(
+    page: Page, browser: Browser, guarded: Guarded, tmp_path: Path
+) -> None:
+    show_key(page, guarded.bob)
+    expect(page.locator("#key")).to_be_hidden()
+    frames = make_scene([Shape("disc", 48, (48, 30), (0, 0.2))], frames=400).frames
+    drop(page, write_video(tmp_path / "of bob.mp4", frames))
+    expect(page.locator("#where")).to_contain_text("frame", timeout=JOB_MS)
+    expect(page.locator("#left")).not_to_be_empty()
+    link = page.url
+    page.click("#cancel")
+    expect(page.locator("#problem")).to_contain_text("Canceled")
+    expect(page.locator("#jobs a", has_text="of bob")).to_have_count(1)
+    with opened(browser, guarded.url) as other:
+        show_key(other, guarded.ada)
+        expect(other.locator("#key")).to_be_hidden()
+        other.goto(link)
+        expect(other.locator("#problem")).to_contain_text("Job not found")
+        expect(other.locator("#jobs a", has_text="of bob")).to_have_count(0)
+
+
+PUT_IN = """async (given) => {
+    const {service, key, name, data} = given;
+    const file = new File([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], name);
+    %s
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize(("which", "last"), [(0, "4 frames"), (1, "bytes")], ids=["by events", "with a key"])
+def test_the_javascript_of_the_http_api_runs(
+    browser: Browser, guarded: Guarded, service_url: str, tmp_path: Path, which: int, last: str
+) -> None:
+    video = write_video(tmp_path / "short.mp4", make_scene(frames=4).frames)
+    url = (service_url, guarded.url)[which]
+    data = base64.b64encode(video.read_bytes()).decode()
+    given = {"service": url, "key": guarded.ada, "name": video.name, "data": data}
+    code = blocks("http-api.md", "js")[which]
+    with (
+        opened(browser, url) as page,
+        page.expect_console_message(lambda message: message.text.endswith(last), timeout=JOB_MS),
+    ):
+        page.evaluate(PUT_IN % code, given)
