@@ -40,7 +40,9 @@ async function route() {
 function complain(error) {
   if (error.name === "AbortError") return;
   if (error instanceof Problem && error.status === 401) {
+    $("key-told").textContent = hasKey() ? "The service does not know this key." : "";
     $("key").hidden = false;
+    if (location.hash.length < 3) $("start").hidden = false;
     return $("key").querySelector("input").focus();
   }
   $("problem").querySelector("strong").textContent = error instanceof Problem ? `${error.title}.` : "The page stumbled.";
@@ -365,7 +367,7 @@ function offerOverlay(job) {
 async function save(href, name) {
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await (await get(href)).blob()), download: name });
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000); // the browser may read it only after it has asked where to
 }
 
 /** The curl command that starts exactly this job. */
