@@ -15,7 +15,10 @@ from service.client import Client, RequestFailed
 from service.contract import JobView, Problem, Status
 
 AT_ONCE = 4  # videos sent and followed at the same time; the queue puts them in order
-SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"}
+SUFFIXES = {
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".ogv", ".flv", ".wmv", ".asf"),
+}
 
 
 @dataclass(frozen=True)

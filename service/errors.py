@@ -65,7 +65,7 @@ class EmptyUpload(UvosError):
 
 class NotAVideo(UvosError):
     title, status = "Not a video", 415
-    cure = "Send an MP4, MOV, MKV, WebM, AVI, GIF, MPEG-TS or Ogg file."
+    cure = "Send an MP4, MOV, 3GP, MKV, WebM, AVI, GIF, MPEG-TS, M2TS, MPEG-PS, Ogg, FLV or WMV file."
 
 
 class UploadTooLarge(UvosError):

@@ -21,7 +21,9 @@ SIGNATURE_BYTES = 8192  # more than any container needs to be told
 MAX_FIELD_BYTES = 4096
 MAX_FIELDS = 64
 LIST_FIELDS = {"tau", "format"}
-CONTAINERS = {"mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "mpg", "3gp", "wmv", "flv", "ogg", "ogv"}
+# What workers decode, by `filetype`'s names; the other containers are told by `check_signature` itself.
+CONTAINERS = {"mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "3gp", "wmv", "flv", "ogg", "ogv"}
+TRANSPORT_STREAMS = ((0, 188), (4, 192))  # MPEG-TS, M2TS: where the first packet begins, how long packets are
 
 
 class ReceivedForm:
@@ -176,9 +178,10 @@ def check_signature(head: bytes) -> None:
         return
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime without a brand
         return
-    if head[:1] == b"\x47" and (len(head) < 189 or head[188:189] == b"\x47"):  # MPEG transport stream
-        return
-    if head[:4] == b"OggS":
+    for first, packet in TRANSPORT_STREAMS:
+        if head[first : first + 1] == b"\x47" and head[first + packet : first + packet + 1] in (b"\x47", b""):
+            return
+    if head[:4] in (b"OggS", b"\0\0\1\xba"):  # Ogg, MPEG program stream
         return
     found = known.mime if known is not None else "unknown bytes" if b"\0" in head else "text"
     raise NotAVideo(f"this is not a video file that can be read: it looks like {found}", actual=found)
