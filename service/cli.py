@@ -207,7 +207,7 @@ def _serve(settings: Settings) -> None:
 
 @contextmanager
 def _workers(settings: Settings, count: int) -> Iterator[None]:
-    """Worker processes beside the API; one that dies is replaced."""
+    """Worker processes beside the API; one that dies is replaced, and all end with this process, however it does."""
     assert settings.redis_url is not None
     environment = os.environ | {
         "UVOS_REDIS_URL": settings.redis_url.get_secret_value(),
@@ -217,7 +217,8 @@ def _workers(settings: Settings, count: int) -> Iterator[None]:
     stopping = threading.Event()
 
     def start() -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, "-m", "worker.cli", "run"], env=environment, process_group=0)
+        command = [sys.executable, "-m", "worker.cli", "run", "--attached"]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, process_group=0)
 
     processes = [start() for _ in range(count)]
 

@@ -1,10 +1,14 @@
 """`uvos-worker`: the process that owns the GPU, and the method on the command line."""
 
 import logging
+import os
 import re
 import socket
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +50,8 @@ app.add_typer(training.app, name="train")
 app.command()(evaluation.score)
 console = Console(stderr=True)
 
+ORPHAN_GRACE_S = 5.0  # to hand a job back; the queue may have gone with the parent
+
 
 class Dtype(StrEnum):
     auto = "auto"
@@ -54,7 +60,11 @@ class Dtype(StrEnum):
 
 
 @app.command()
-def run() -> None:
+def run(
+    attached: Annotated[
+        bool, typer.Option("--attached", help="End when standard input does: whoever holds it is gone.")
+    ] = False,
+) -> None:
     """Take jobs from the queue (UVOS_REDIS_URL) until told to stop."""
     from worker.queue import SegmentWorker
 
@@ -62,7 +72,23 @@ def run() -> None:
     settings = Settings()
     if settings.redis_url is None:
         raise InvalidParameters("set UVOS_REDIS_URL: a worker needs a queue to take jobs from; `uvos up` starts one")
-    SegmentWorker(settings, Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)).serve()
+    worker = SegmentWorker(settings, Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s))
+    if attached:
+        threading.Thread(target=_end_with_parent, args=(worker.hand_back_now,), daemon=True).start()
+    worker.serve()
+
+
+def _end_with_parent(hand_back_now: Callable[[], None]) -> None:
+    """Wait for the end of standard input, then stop.
+
+    The kernel closes a pipe whichever thread of the parent had opened it and however the parent died; its own signal
+    for that (PR_SET_PDEATHSIG) tells of the death of a thread.
+    """
+    while os.read(0, 1 << 12):
+        pass
+    hand_back_now()
+    time.sleep(ORPHAN_GRACE_S)
+    os._exit(1)  # the child has the same end: our pipe to it closes
 
 
 @app.command()

@@ -117,6 +117,10 @@ class SegmentWorker(Worker):
         self._stop_requested = True
         self._stop_by = time.monotonic() + grace
 
+    def hand_back_now(self) -> None:
+        """Stop at once, whatever is at hand."""
+        self._stop_requested, self._stop_by = True, time.monotonic()
+
     def _install_signal_handlers(self) -> None:
         signal.signal(signal.SIGINT, self.request_stop)
         signal.signal(signal.SIGTERM, self.request_stop)
@@ -125,6 +129,15 @@ class SegmentWorker(Worker):
         """Also when this worker was there before and Redis went away."""
         self.connection.delete(self.key)
         super().register_birth()  # type: ignore[no-untyped-call]
+
+    def heartbeat(self, *arguments: Any, **named: Any) -> None:
+        """Also ends the wait for a Redis that is gone: RQ's own loop asks for nothing else meanwhile."""
+        try:
+            super().heartbeat(*arguments, **named)
+        except redis.RedisError as error:
+            if self._stop_requested:
+                raise StopRequested from error
+            raise
 
     def subscribe(self) -> None:
         """RQ's commands over pub/sub are not used; whoever can write to Redis must not stop a worker with them."""

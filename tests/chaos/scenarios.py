@@ -347,7 +347,13 @@ def stopping(fleet: Fleet) -> Figures:
     fleet.keep_workers()
     for job_id in (long, second):
         assert fleet.wait_for_end(job_id).status == Status.succeeded
-    return {"stopped within, s": round(took, 1), "attempts spent": 0}
+    fleet.kill_queue()
+    start = time.monotonic()
+    fleet.workers[0].terminate()
+    fleet.workers[0].wait(30)
+    alone = time.monotonic() - start
+    fleet.queue.start()
+    return {"stopped within, s": round(took, 1), "without Redis, s": round(alone, 1), "attempts spent": 0}
 
 
 def same_key(fleet: Fleet, *, posts: int = 50) -> Figures:
