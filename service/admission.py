@@ -1,9 +1,10 @@
-"""Refuse what can be refused before a body is read: no key, too many jobs, too large, no room.
+"""Refuse what can be refused before a body is read: no key, a foreign page, too many jobs, too large, no room.
 
 Endpoints run after the body has begun to come in; this small ASGI layer stands before them.
 """
 
 from collections import Counter
+from collections.abc import Collection
 
 from anyio import to_thread
 from starlette.datastructures import MutableHeaders
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import KeyRequired, TooManyJobs, UploadTooLarge, UvosError
 from service.jobs import Jobs
 from service.keys import Keys
+from service.origins import check_page
 from service.problems import respond
 
 FORM_OVERHEAD = 2**20  # bytes of a form beside the video
@@ -23,11 +25,18 @@ class Admission:
     """Stands before the app; tells it whose request it is as `scope["uvos.owner"]`."""
 
     def __init__(
-        self, app: ASGIApp, *, max_upload_bytes: int, keys: Keys | None = None, max_queued_per_key: int = 100
+        self,
+        app: ASGIApp,
+        *,
+        max_upload_bytes: int,
+        keys: Keys | None = None,
+        allowed_hosts: Collection[str] = (),
+        max_queued_per_key: int = 100,
     ) -> None:
         self.app = app
         self.limit = max_upload_bytes
         self.keys = keys
+        self.allowed_hosts = {name.lower() for name in allowed_hosts}
         self.max_queued_per_key = max_queued_per_key
         self._incoming: Counter[str] = Counter()  # uploads on their way, by owner
 
@@ -53,9 +62,13 @@ class Admission:
 
         Raises:
             KeyRequired: there is none, or an unknown one.
+            HostNotAllowed, ForeignPage: there are no keys, and a browser asks for a page that is not ours.
         """
+        if self.keys is None:
+            check_page(scope["method"], dict(scope["headers"]), self.allowed_hosts)
+            return None
         path = scope["path"]
-        if self.keys is None or path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
+        if path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
             return None
         return self.keys.owner_of(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
 

@@ -12,7 +12,7 @@ from service import problems
 from service.admission import Admission
 from service.broker import Broker, connect
 from service.contract import Problem
-from service.errors import KeyRequired
+from service.errors import ForeignPage, HostNotAllowed, KeyRequired
 from service.events import Listener
 from service.jobs import Jobs
 from service.keys import LOOPBACK, Keys
@@ -79,12 +79,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Admission,
         max_upload_bytes=settings.max_upload_bytes,
         keys=keys,
+        allowed_hosts=settings.allowed_hosts,
         max_queued_per_key=settings.max_queued_per_key,
     )
     for routes in (segment, jobs, events, results):
-        app.include_router(routes.router, responses=problems.problems(KeyRequired), dependencies=[Security(BEARER)])
+        refused = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
+        app.include_router(routes.router, responses=refused, dependencies=[Security(BEARER)])
     for routes in (health, kinds, page):
-        app.include_router(routes.router)
+        app.include_router(routes.router, responses=problems.problems(HostNotAllowed))
     _name_problem_schema(app)
     return app
 

@@ -83,6 +83,16 @@ class KeyRequired(UvosError):
     cure = "Send `Authorization: Bearer <key>`; `uvos keys new NAME` makes a key."
 
 
+class HostNotAllowed(UvosError):
+    title, status = "Host not allowed", 403
+    cure = "Ask by address or as localhost, or list the name in UVOS_ALLOWED_HOSTS; with API keys any name will do."
+
+
+class ForeignPage(UvosError):
+    title, status = "Page of another site", 403
+    cure = "Use the service's own page, or a program; or list the page's host in UVOS_ALLOWED_HOSTS."
+
+
 class TooManyJobs(UvosError):
     title, status = "Too many jobs", 429
     cure = "Wait until some of your jobs have ended, or cancel them."

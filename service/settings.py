@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     require_key: bool | None = None
     """Whether requests need a key; default: unless the service listens on loopback alone and has no keys."""
 
+    allowed_hosts: list[str] = []
+    """Names, besides localhost and addresses, to which a service without keys answers, as JSON; ["*"]: to any."""
+
     # --- whom to tell
     webhook_secret: SecretStr | None = Field(None, min_length=16)
     """Signs webhooks; None sends none. Each caller's own secret is made of it: `uvos keys webhook NAME`."""

@@ -49,7 +49,7 @@ def redis_url(valkey: EmbeddedServer) -> str:
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    return Settings(redis_url=SecretStr(redis_url), data_dir=tmp_path / "data")
+    return Settings(redis_url=SecretStr(redis_url), data_dir=tmp_path / "data", allowed_hosts=["testserver"])
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ def connect(port: int, first: bytes) -> socket.socket:
 
 
 SILENT = b""
-HEADERS = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-A: "
+HEADERS = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-A: "
 BODY = (
-    b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     b'Content-Length: 1000000\r\n\r\n--x\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\n'
 )
-AFTER_ANSWER = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\n"
+AFTER_ANSWER = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.1\r\n"
 
 
 def test_slow_connections_are_closed_and_others_do_not_notice(port: int) -> None:
@@ -81,7 +81,7 @@ def test_endless_headers_are_cut_off(port: int) -> None:
     sent = 0
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(CLOSED_WITHIN_S)
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
         with suppress(ConnectionError):
             while sent < 2**24:
                 sent += connection.send(b"X-Header: " + b"x" * 4000 + b"\r\n")

@@ -86,7 +86,7 @@ def test_a_large_upload_does_not_make_a_large_process(api: Api) -> None:
 
 def test_nothing_is_left_of_an_upload_that_breaks_off(api: Api) -> None:
     start = (
-        b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 100000000\r\n\r\n" + HEAD
     )
     with socket.create_connection(("127.0.0.1", api.port)) as connection:
