@@ -4,13 +4,23 @@ import os
 import selectors
 import socket
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import httpx
+import pytest
+import uvicorn
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.deadlines import DeadlineProtocol
+from tests.service.live import free_port
 
 CLOSED_WITHIN_S = 15.0
+FULL = 500
 CONNECTIONS = int(os.environ.get("UVOS_TEST_CONNECTIONS", "200"))
 
 
@@ -63,7 +73,8 @@ def test_slow_connections_are_closed_and_others_do_not_notice(port: int) -> None
     assert left == 0, f"{left} are still open after {CLOSED_WITHIN_S} s"
     slowest = sorted(answers)[int(len(answers) * 0.99)]
     print(f"{CONNECTIONS} closed within {closed_s:.1f} s; healthy: {len(answers)} answers, p99 {slowest * 1000:.0f} ms")
-    assert statistics.median(answers) < 0.25
+    # a short run has too few answers for its p99 to mean more than the one slowest
+    assert (slowest if CONNECTIONS >= FULL else statistics.median(answers)) < 0.25
 
 
 def test_a_slow_body_is_told_why_and_leaves_nothing(port: int) -> None:
@@ -99,3 +110,60 @@ def test_an_upload_at_a_common_pace_goes_through(port: int) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     response = httpx.post(f"http://127.0.0.1:{port}/segment", content=body(), headers=headers, trust_env=False)
     assert response.status_code == 202
+
+
+class Impatient(DeadlineProtocol):
+    READ_WINDOW_S = 3.0
+
+
+LARGE = 2**26  # more than the kernel's buffers take at both ends
+
+
+@contextmanager
+def large_answers() -> Iterator[int]:
+    """A port where every request is answered with much at once, to be read within the pace of `Impatient`."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(bytes(LARGE))(scope, receive, send)
+
+    port = free_port()
+    config = uvicorn.Config(app, port=port, http=Impatient, lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield port
+    server.should_exit = True
+    thread.join(20)
+
+
+def read_at(port: int, bytes_per_s: int, seconds: float, request: bytes) -> tuple[int, bool]:
+    """How much was read in that time, and whether the other side still had more to say."""
+    read = 0
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(request)
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            read += len(connection.recv(max(1, bytes_per_s // 10)))
+            time.sleep(0.1)
+        try:
+            while data := connection.recv(1 << 20):
+                read += len(data)
+        except ConnectionResetError:
+            return read, False
+    return read, read > LARGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word is asked for in Linux's form")
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"])
+def test_a_reader_that_takes_next_to_nothing_is_cut_off_and_a_slow_one_is_not(last: bytes) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + last + b"\r\n"
+    with large_answers() as port:
+        read, got_all = read_at(port, 10, 11, request)
+        assert not got_all
+        assert read < LARGE
+        if last:
+            assert read_at(port, 200_000, 11, request)[1]
