@@ -126,8 +126,10 @@ class AttentionMaps:
         self._kernels = kernels.available(self.device)
         rounded = self._rounded(keys.float()).permute(1, 2, 0)  # (heads, d, K*N)
         # Kernels scale scores themselves; elsewhere the keys are.
-        scale = 1.0 if self._kernels else keys.shape[-1] ** -0.5
-        self._keys = (rounded * scale).to(dtype if self._kernels else torch.float32).contiguous()
+        self._scale = keys.shape[-1] ** -0.5
+        self._unscaled_keys = rounded
+        scaled = rounded if self._kernels else rounded * self._scale
+        self._keys = scaled.to(dtype if self._kernels else torch.float32).contiguous()
         self._longest_key = float(self._keys.norm(dim=1).amax())
         self._scratch, self._lock = threading.local(), threading.Lock()
         self._kept: Tensor | None = None
@@ -151,8 +153,11 @@ class AttentionMaps:
         tile_bytes = TILE_BYTES if self.device.type == "cpu" else GPU_TILE_BYTES
         return max(1, tile_bytes // (4 * self._keys.shape[2]))
 
-    def load(self, start_frame: int, stop_frame: int) -> "LoadedFrames":
-        """The frames start to stop (exclusive), ready for their rows to be computed, by any thread."""
+    def load(self, start_frame: int, stop_frame: int, *, released: bool = False) -> "LoadedFrames":
+        """The frames start to stop (exclusive), ready for their rows to be computed, by any thread.
+
+        With `released`, rows in float32 on a CPU are rounded step by step as the released code rounds them.
+        """
         if not 0 <= start_frame < stop_frame <= self.frame_count:
             raise IndexError(f"frames {start_frame} to {stop_frame} of {self.frame_count}")
         queries = self._read(start_frame, stop_frame).flatten(0, 1)
@@ -160,7 +165,8 @@ class AttentionMaps:
         # |q·k| <= |q||k|: where that is small, exponentials need no shift by the row's maximum.
         largest = LARGEST_LOG - math.log(self._keys.shape[2])
         safe = self._kernels or float(queries.norm(dim=-1).amax()) * self._longest_key < largest
-        return LoadedFrames(self, start_frame, stop_frame, queries, safe)
+        released = released and not self._kernels and self.dtype == torch.float32 and self._pooling is None
+        return LoadedFrames(self, start_frame, stop_frame, queries, safe=safe, released=released)
 
     def kept(self, start_frame: int, stop_frame: int) -> Tensor | None:
         """Rows of frames that were computed before, in bfloat16, (b*N, K*N); None where they were not kept."""
@@ -189,12 +195,14 @@ class AttentionMaps:
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self.dtype).float()
 
-    def _attend(self, queries: Tensor, safe: bool, out: Tensor) -> None:
+    def _attend(self, queries: Tensor, out: Tensor, *, safe: bool, released: bool) -> None:
         """Rows of a tile of queries, (heads, n, d), into `out`, (n, K*N)."""
         began = time.perf_counter()
         mean = out if self._pooling is None else self._buffer("mean", queries.shape[1])
         if self._kernels:
             kernels.attend(queries.to(self.dtype).contiguous(), self._keys, mean)
+        elif released:
+            self._attend_as_released(queries, mean)
         else:
             self._attend_head_by_head(queries, safe, mean)
         if self._pooling is not None:
@@ -217,6 +225,17 @@ class AttentionMaps:
             else:
                 mean.addcmul_(weights, share)
 
+    def _attend_as_released(self, queries: Tensor, mean: Tensor) -> None:
+        """softmax(q·k / √d) and the mean over heads, and once more divided by the row's sum, all in that order."""
+        heads, count, _ = queries.shape
+        weights = self._buffer("weights", count)
+        mean.zero_()
+        for head in range(heads):
+            torch.mm(queries[head], self._unscaled_keys[head], out=weights)
+            mean.add_(torch.softmax(weights.mul_(self._scale), -1, out=weights))
+        mean.div_(heads)
+        mean.div_(mean.sum(-1, keepdim=True))
+
     def _buffer(self, name: str, count: int) -> Tensor:
         """A thread's own memory: touching new pages for every tile costs as much as the work."""
         buffer: Tensor | None = getattr(self._scratch, name, None)
@@ -229,8 +248,11 @@ class AttentionMaps:
 class LoadedFrames:
     """Some frames' queries, from which rows are computed tile by tile, by any thread."""
 
-    def __init__(self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor, safe: bool) -> None:
-        self._maps, self._stop_frame, self._queries, self._safe = maps, stop_frame, queries, safe
+    def __init__(
+        self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor, *, safe: bool, released: bool
+    ) -> None:
+        self._maps, self._stop_frame, self._queries = maps, stop_frame, queries
+        self._safe, self._released = safe, released
         self._keep = maps._keep(start_frame, stop_frame)
 
     def __len__(self) -> int:
@@ -239,13 +261,16 @@ class LoadedFrames:
 
     def fill(self, start: int, stop: int, out: Tensor) -> None:
         """Write the rows start to stop (exclusive) into `out`, float32, (stop - start, K*N)."""
-        self._maps._attend(self._queries[:, start:stop], self._safe, out)
+        self._attend(self._queries[:, start:stop], out)
         if self._keep is not None and start < len(self._keep):
             self._keep[start:stop] = out[: len(self._keep) - start]
 
     def fill_some(self, rows: Tensor, out: Tensor) -> None:
         """Write the rows of these indices into `out`, float32, (len(rows), K*N)."""
-        self._maps._attend(self._queries[:, rows], self._safe, out)
+        self._attend(self._queries[:, rows], out)
+
+    def _attend(self, queries: Tensor, out: Tensor) -> None:
+        self._maps._attend(queries, out, safe=self._safe, released=self._released)
 
     def done(self) -> None:
         """All rows have been filled: what was kept of them may be used."""

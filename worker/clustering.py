@@ -14,12 +14,16 @@ from worker.attention import AttentionMaps
 from worker.crew import Crew
 from worker.divergence import (
     BFLOAT16_UNIT,
+    RELEASED_NOISE,
     SLACK,
     Factors,
     fast_dtype,
     log_density,
     near_enough,
     pair_divergences,
+    released_log,
+    released_own,
+    released_pair_divergences,
 )
 from worker.window import WINDOW, Window
 
@@ -131,16 +135,18 @@ class _Leaders:
 
     Args:
         tau: Merge threshold.
-        inclusive: Whether a distance of exactly τ merges: J < τ in the paper, J <= τ in the released code.
+        released: Whether pairs are decided as the released code decides them: a distance of exactly τ merges (J <= τ,
+            where the paper has J < τ), and J is rounded as there.
         key_tokens: Length of a row.
         memory_bytes: Allowed for all that grows with the leaders.
     """
 
     def __init__(
-        self, tau: float, *, inclusive: bool, key_tokens: int, device: torch.device, crew: Crew, memory_bytes: int
+        self, tau: float, *, released: bool, key_tokens: int, device: torch.device, crew: Crew, memory_bytes: int
     ) -> None:
         self.tau = tau
-        self._compare = torch.le if inclusive else torch.lt
+        self._compare = torch.le if released else torch.lt
+        self._released = released
         self._crew = crew
         self._memory_bytes = memory_bytes
         self.count = 0
@@ -183,7 +189,7 @@ class _Leaders:
 
         def decide(start: int, stop: int) -> None:
             rows = factors[start:stop]
-            distances, doubt = near_enough(rows, leaders), rows.doubt(self.tau, leaders)[:, None]
+            distances, doubt = near_enough(rows, leaders), self._doubt(rows, leaders)[:, None]
             near = self._compare(distances, self.tau - doubt)
             earliest[start:stop] = torch.where(near, index, len(leaders)).amin(1)
             # What lies behind a leader that takes the row in any case need not be known.
@@ -214,27 +220,32 @@ class _Leaders:
             for part in (block.factors.p, block.factors.rest):
                 sums.add_(torch.mm(belongs.to(part.dtype), part, out_dtype=torch.float32))
 
+    def _doubt(self, rows: Factors, leaders: Factors) -> Tensor:
+        doubt = rows.doubt(self.tau, leaders)
+        return doubt + RELEASED_NOISE if self._released else doubt
+
     def _exact(self, p: Tensor, row: Tensor, q: Tensor, other: Tensor, breathe: Callable[[], None]) -> Tensor:
         """J in float32 of the pairs (p[row], q[other])."""
         distances = torch.empty(len(row), device=p.device)
+        divergences = released_pair_divergences if self._released else pair_divergences
 
         def work(start: int, stop: int) -> None:
-            distances[start:stop] = pair_divergences(p, row[start:stop], q, other[start:stop])
+            distances[start:stop] = divergences(p, row[start:stop], q, other[start:stop])
 
         self._crew.run(work, len(row), PAIRS if p.device.type == "cpu" else GPU_PAIRS, breathe)
         return distances
 
     def _within(self, p: Tensor) -> Tensor:
         """Which of all pairs of a few rows are within τ, in float32: one product, J = own + own - G - G'."""
-        log = log_density(p, torch.empty_like(p))
+        log = released_log(p, torch.empty_like(p)) if self._released else log_density(p, torch.empty_like(p))
         products = torch.empty(len(p), len(p), device=p.device)
 
         def work(start: int, stop: int) -> None:
             torch.mm(p[start:stop], log.T, out=products[start:stop])
 
         self._crew.run(work, len(p), 64 if p.device.type == "cpu" else len(p))
-        own = products.diagonal()
-        return self._compare(own[:, None] + own[None, :] - products - products.T, self.tau)
+        own = released_own(p, log) if self._released else products.diagonal()
+        return self._compare(own[:, None] + own[None, :] - (products + products.T), self.tau)
 
     def _add(self, p: Tensor, factors: Factors) -> None:
         if self.count + len(p) > len(self._sums):
@@ -281,10 +292,10 @@ class _Job:
     on_progress: Progress | None
     memory_bytes: int
 
-    def leaders(self, tau: float, *, inclusive: bool) -> _Leaders:
+    def leaders(self, tau: float, *, released: bool) -> _Leaders:
         return _Leaders(
             tau,
-            inclusive=inclusive,
+            released=released,
             key_tokens=self.maps.key_tokens,
             device=self.maps.device,
             crew=self.maps.crew,
@@ -301,12 +312,12 @@ class _Job:
         tell = self.on_progress
         return lambda: tell(done, self.maps.frame_count)
 
-    def merge(self, tau: float, centroids: Tensor, rounds: list[Round], *, inclusive: bool) -> Level:
+    def merge(self, tau: float, centroids: Tensor, rounds: list[Round], *, released: bool) -> Level:
         """The later rounds: the same walk over all centres until their number stops changing."""
         breathe = self.report(self.maps.frame_count)
         block = self.block(min(len(centroids), _Block.rows_of(self.maps.key_tokens, self.maps.device)))
         while True:
-            leaders = self.leaders(tau, inclusive=inclusive)
+            leaders = self.leaders(tau, released=released)
             parents = []
             for start in range(0, len(centroids), block.capacity):
                 some = centroids[start : start + block.capacity]
@@ -354,7 +365,7 @@ def algorithm1(
     """
     _checked(taus)
     job = _Job(maps, on_progress, memory_bytes // len(taus))
-    walks = [job.leaders(tau, inclusive=False) for tau in taus]
+    walks = [job.leaders(tau, released=False) for tau in taus]
     parents: list[list[NDArray[np.int64]]] = [[] for _ in taus]
     most = _Block.rows_of(maps.key_tokens, maps.device)
     together = max(1, most // maps.tokens_per_frame)  # small frames share a block, large ones are cut
@@ -370,7 +381,7 @@ def algorithm1(
         frames.done()
     job.report(maps.frame_count)()
     return [
-        job.merge(tau, walk.means(), [Round(np.concatenate(labels))], inclusive=False)
+        job.merge(tau, walk.means(), [Round(np.concatenate(labels))], released=False)
         for tau, walk, labels in zip(taus, walks, parents, strict=True)
     ]
 
@@ -405,10 +416,10 @@ def windowed(
     for first in range(0, maps.frame_count, WINDOW):
         breathe = job.report(first)
         breathe()
-        window.fill(maps.load(first, min(first + WINDOW, maps.frame_count)), taus, breathe)
+        window.fill(maps.load(first, min(first + WINDOW, maps.frame_count), released=True), taus, breathe)
         for level, (tau, means, labels) in enumerate(zip(taus, centroids, parents, strict=True)):
             window.smooth(level, breathe)
-            walk = job.leaders(tau, inclusive=True)
+            walk = job.leaders(tau, released=True)
             offset = sum(map(len, means))
             for start, stop in _parts(len(window), smooth.capacity):
                 smooth.fill(stop - start, _shifted(window.copy, start), breathe)
@@ -419,7 +430,7 @@ def windowed(
                 raise MemoryBudgetExceeded(needed, job.memory_bytes)
     job.report(maps.frame_count)()
     return [
-        job.merge(tau, torch.cat(means), [Round(np.concatenate(labels))], inclusive=True)
+        job.merge(tau, torch.cat(means), [Round(np.concatenate(labels))], released=True)
         for tau, means, labels in zip(taus, centroids, parents, strict=True)
     ]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.attention import AttentionMaps, LoadedFrames
-from worker.divergence import log_density, symmetric_kl
+from worker.divergence import log_density, released_log, released_own, symmetric_kl
 
 WINDOW = 3  # frames
 TILE_ROWS, GPU_TILE_ROWS = 128, 1024  # sorted rows whose neighbours are looked for together
@@ -22,10 +22,10 @@ SUMMARY_SLACK = 1e-3  # nats; far above float32's rounding
 class Window:
     """The rows of a window, which of them are within some thresholds of each other, and the means over neighbours.
 
-    All of it in float32, as in the released code, where that code takes two products over all pairs for the
-    distances and a third for the means. Here most pairs are shown to be far apart at little cost: summing both
-    rows over groups of keys never makes J larger. Rows are sorted by what they are like, so that the neighbours of
-    some rows that are worked on together are few, and only those are looked at.
+    All of it in float32, and J rounded as the released code rounds it, so that pairs near τ fall as there. That code
+    takes two products over all pairs for the distances and a third for the means. Here most pairs are shown to be far
+    apart at little cost: summing both rows over groups of keys never makes J larger. Rows are sorted by what they are
+    like, so that the neighbours of some rows that are worked on together are few, and only those are looked at.
 
     Args:
         maps: The attention maps; a window is at most 3 of their frames.
@@ -84,8 +84,7 @@ class Window:
         summary_own = (summaries * summary_log).sum(-1)
 
         def logs(start: int, stop: int) -> None:
-            log_density(p[start:stop], log[start:stop])
-            own[start:stop] = torch.linalg.vecdot(p[start:stop], log[start:stop])
+            own[start:stop] = released_own(p[start:stop], released_log(p[start:stop], log[start:stop]))
 
         self._crew.run(logs, count, self._log_rows, breathe)
         self._near.zero_()
@@ -98,8 +97,8 @@ class Window:
             others = (least <= max(taus) + SUMMARY_SLACK).any(0).nonzero()[:, 0] + start
             for some in others.split(self._columns):  # type: ignore[no-untyped-call]
                 other_p, other_log = self._taken(p, some, "p"), self._taken(log, some, "log")
-                distances = own[start:stop, None] + own[some]
-                distances.addmm_(p[start:stop], other_log.T, alpha=-1).addmm_(log[start:stop], other_p.T, alpha=-1)
+                crossed = torch.mm(p[start:stop], other_log.T).add_(torch.mm(log[start:stop], other_p.T))
+                distances = (own[start:stop, None] + own[some]).sub_(crossed)
                 for near, tau in zip(self._near, taus, strict=True):
                     near[start:stop, some] = distances <= tau
 
