@@ -1,5 +1,7 @@
 """The command lines as a person meets them: help, one-sentence errors, no traceback."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,15 @@ import pytest
 from tests.videos import make_scene, write_video
 
 
-def run(module: str, *arguments: str, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+def run(
+    module: str, *arguments: str, timeout: float = 280, environment: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", f"{module}.cli", *arguments], capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", f"{module}.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | (environment or {}),
     )
 
 
@@ -70,6 +78,17 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
     text = tmp_path / "letter.mp4"
     text.write_text("Dear all")
     assert_one_sentence(run("worker", "segment", str(text), "--out", str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_clusters_that_outgrow_the_memory_end_with_both_numbers_and_the_setting(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(frames=2).frames)
+    options = ["--out", str(tmp_path / "out"), "--tau", "0.000001", "--resolution", "64x96"]
+    done = run("worker", "segment", str(video), *options, environment={"UVOS_MEMORY_BUDGET_BYTES": "100000"})
+    said = assert_one_sentence(done)
+    needed, allowed = map(int, re.findall(r"(\d{5,}) (?:bytes|are)", said))
+    assert needed > allowed == 50_000  # half of the budget is for clusters, half for kept rows
+    assert "UVOS_MEMORY_BUDGET_BYTES" in said
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

@@ -131,6 +131,19 @@ def test_too_many_pixels_end_failed_with_limit_and_actual_value(client: Client, 
     assert (job.error.type, job.error.actual) == ("/problems/too-many-pixels", 4096 * 4096)
 
 
+def test_clusters_that_outgrow_the_memory_end_failed_with_both_numbers(client: Client, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(CLIP, frames=8).frames)
+    job = client.wait(client.submit(video, tau=[1e-6], key_ratio=1.0))
+    assert job.status == Status.failed
+    assert job.error is not None
+    assert job.error.type == "/problems/out-of-memory-budget"
+    assert isinstance(job.error.limit, int)
+    assert isinstance(job.error.actual, int)
+    assert job.error.actual > job.error.limit
+    assert str(job.error.actual) in job.error.detail
+    assert str(job.error.limit) in job.error.detail
+
+
 def test_a_model_without_weights_says_what_to_do(client: Client, video: Path) -> None:
     job = client.wait(client.submit(video, model="dino-vits16"))
     if job.status == Status.succeeded:

@@ -1,6 +1,7 @@
 """The stages in order, on clips whose masks are known, with a stub backbone."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,23 @@ def test_every_stage_reports_its_frames_and_what_it_raises_ends_the_job(video: P
             assert name == "stopped"
     assert seen == dict.fromkeys(Stage, (6, 6))
     assert not (tmp_path / "stopped" / "manifest.json").exists()
+
+
+def test_masks_are_drawn_and_encoded_ahead_while_the_frame_before_is_written(video: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "levels" / "1" / "masks"
+    folder.parents[2].mkdir()
+    ahead: list[bool] = []
+
+    def wait_for_the_last_frame(stage: Stage, done: int, _: int | None) -> None:
+        if (stage, done) == (Stage.masks, 1):  # the thread that writes overlay and RLE stands still in here
+            deadline = time.monotonic() + 60
+            while not (folder / "00005.png").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            ahead.append((folder / "00005.png").exists())
+
+    params = JobParams.model_validate({"model": "stub", "tau": [1.0], "motion": "off", "format": ["png", "overlay"]})
+    segment(video, params, stub_model(), tmp_path / "out", budget=Budget(), on_progress=wait_for_the_last_frame)
+    assert ahead == [True]
 
 
 def test_the_manifest_on_disk_is_the_one_returned(video: Path, tmp_path: Path) -> None:
