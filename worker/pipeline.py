@@ -49,7 +49,7 @@ from worker.spool import Spool
 Progress = Callable[[Stage, int, int | None], None]
 """Called with the stage, its frames done and all frames; what it raises ends the job."""
 
-KEPT_BYTES = 2**28  # rows of short clips; of long ones most are computed twice, whereby memory does not grow with T
+KEPT_BYTES = 2**26  # rows of short clips; all of them would save an eighth of attention and clustering, and grow with T
 DRAWING_THREADS = 2
 DRAWN_AHEAD = 8  # frames: bounds what waits to be written
 VERSIONED = ("uvos", "torch", "timm", "av", "numpy")
