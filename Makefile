@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench bench-gpu bench-service chaos fuzz soak train-tiny clean
+.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-service chaos fuzz soak train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ bench: .venv/.dev ## attention and clustering beside the released procedure; wri
 
 bench-gpu: ## the model part on a GPU: right, how fast, how near to the device's own limits (PYTHON with torch, timm, numpy)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
+
+bench-memory: .venv/.worker ## memory of a video of 2,000 frames beside one of 200 (some minutes)
+	@$(BIN)/python -m benchmarks.memory
 
 bench-service: .venv/.worker ## how quick the service feels: first answer, a look at a job, the sample clip
 	@$(BIN)/python -m benchmarks.service

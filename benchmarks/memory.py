@@ -4,7 +4,7 @@ The real command segments a generated video of each length. Every few millisecon
 its process, and of that with its children, is read from /proc; the largest value counts. UVOS_MAX_KEY_TOKENS holds
 both videos to the same number of key frames.
 
-python -m benchmarks.memory [--frames 200 2000] [--size 96x128] [--resolution HxW] [--key-frames 10] [--format png]
+python -m benchmarks.memory [--frames 200 2000] [--size 96x128] [--resolution 96x128] [--key-frames 10]
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000], help="lengths; ratios are to the first")
     parser.add_argument("--size", default="96x128", help="HxW of the generated videos")
-    parser.add_argument("--resolution", help="HxW at which the model looks; default: as many lines as it chooses")
+    parser.add_argument("--resolution", default="96x128", help="HxW at which the model looks; few, to be quick")
     parser.add_argument("--key-frames", type=int, default=10, help="K of every video")
     parser.add_argument("--format", action="append", help="what is written; default: png and rle")
     arguments = parser.parse_args()
@@ -66,8 +66,7 @@ def main() -> None:
         for count in arguments.frames:
             video = write_video(Path(folder) / f"{count}.mp4", count, height, width)
             out = Path(folder) / str(count)
-            options = ["--key-ratio", "1", "--model", MODEL.name]
-            options += ["--resolution", arguments.resolution] if arguments.resolution else []
+            options = ["--key-ratio", "1", "--model", MODEL.name, "--resolution", arguments.resolution]
             options += [word for name in arguments.format or [] for word in ("--format", name)]
             peak = watch(video, out, options, max_key_tokens=arguments.key_frames * tokens)
             peaks.append(peak)
