@@ -44,7 +44,14 @@ async def show(
 def index(
     jobs: JobsDep,
     owner: OwnerDep,
-    cursor: Annotated[str | None, Query(pattern="^[0-9a-z]{1,64}$", description="`next` of the page before.")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(
+            pattern="^[0-9a-z]{1,64}$",
+            description="`next` of the page before.",
+            examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"],
+        ),
+    ] = None,
     status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
 ) -> JobPage:

@@ -23,7 +23,10 @@ TauQuery = Annotated[
     float | None,
     Query(gt=0, le=1000, allow_inf_nan=False, description="Which level; default: the first.", examples=[1.0]),
 ]
-IfNoneMatchHeader = Annotated[str | None, Header(alias="If-None-Match", description="ETag of what the client has.")]
+IfNoneMatchHeader = Annotated[
+    str | None,
+    Header(alias="If-None-Match", description="ETag of what the client has.", examples=['"1f3870be274f6c49"']),
+]
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
@@ -84,7 +87,7 @@ def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
 @router.get("/masks/{frame}.png", response_class=FileResponse, responses=binary("image/png"))
 def mask(
     result: PublishedResult,
-    frame: Annotated[int, Path(ge=0, le=10_000_000, description="Index of the frame, from 0.")],
+    frame: Annotated[int, Path(ge=0, le=10_000_000, description="Index of the frame, from 0.", examples=[0])],
     tau: TauQuery = None,
 ) -> FileResponse:
     """The mask of one frame: palette PNG, 0 is background."""

@@ -103,7 +103,12 @@ async def segment(
     owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=255, description="The same key with the same content gives the same job."),
+        Header(
+            min_length=1,
+            max_length=255,
+            description="The same key with the same content gives the same job.",
+            examples=["my-clip-1"],
+        ),
     ] = None,
 ) -> JobView:
     """Send a video; get a job that ends with the masks of its objects."""

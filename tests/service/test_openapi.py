@@ -83,6 +83,8 @@ def test_every_operation_parameter_and_status_is_described(openapi: dict[str, An
         assert operation["description"], name
         for parameter in operation.get("parameters", []):
             assert parameter.get("description"), (name, parameter["name"])
+            told = parameter["schema"] | parameter
+            assert "examples" in told or "default" in told or is_told_by_its_kind(told), (name, parameter["name"])
         for status, response in operation["responses"].items():
             assert response["description"], (name, status)
 
