@@ -77,7 +77,7 @@ def service_url(service_data: Path) -> Iterator[str]:
             [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data)],
             stdout=log,
             stderr=log,
-            env=os.environ | {"UVOS_MAX_FRAMES": "600", "UVOS_MEMORY_BUDGET_BYTES": str(2**27)},
+            env=os.environ | {"UVOS_MAX_FRAMES": "600", "UVOS_MEMORY_BUDGET_BYTES": str(2**30)},
         )
         url = f"http://127.0.0.1:{port}"
         try:

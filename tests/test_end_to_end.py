@@ -133,7 +133,8 @@ def test_too_many_pixels_end_failed_with_limit_and_actual_value(client: Client, 
 
 def test_clusters_that_outgrow_the_memory_end_failed_with_both_numbers(client: Client, tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", make_scene(CLIP, frames=8).frames)
-    job = client.wait(client.submit(video, tau=[1e-6], key_ratio=1.0))
+    levels = [n * 1e-6 for n in range(1, 9)]  # they share the memory
+    job = client.wait(client.submit(video, tau=levels, key_ratio=1.0))
     assert job.status == Status.failed
     assert job.error is not None
     assert job.error.type == "/problems/out-of-memory-budget"
