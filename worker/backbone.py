@@ -270,10 +270,15 @@ class Backbone(nn.Module):
         return results
 
     def _pixels(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
-        pixels = frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
-        if pixels.shape[2:] != size:
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=False)
-        return (pixels / 255 - self.mean) / self.std
+        pixels = frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        if pixels.shape[2:] == size:
+            shares = pixels.float() / 255
+        elif self.preprocessing.positions == "dino":
+            # The released code resizes in float64; in float32 places between pixels are off by 3e-5, q and k by 3e-4.
+            shares = torch.cat([_resized(frame[None].double() / 255, size).float() for frame in pixels])
+        else:
+            shares = _resized(pixels.float(), size) / 255
+        return (shares - self.mean) / self.std
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         x, rope = self._before_last(pixels)
@@ -345,6 +350,10 @@ class Backbone(nn.Module):
             positions = torch.cat((positions[:, :1], square.flatten(2).transpose(1, 2)), dim=1)
         tokens: Tensor = torch.cat((self.vit.cls_token.expand(batch, -1, -1), x.reshape(batch, -1, dim)), dim=1)
         return tokens + positions.to(tokens.dtype)  # (B, 1 + N, D)
+
+
+def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=False)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
