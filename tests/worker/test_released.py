@@ -88,6 +88,14 @@ def test_positions_at_the_trained_grid_are_taken_as_they_are(tmp_path):
     np.testing.assert_allclose(projections.queries.numpy(), queries, atol=1e-4)
 
 
+def test_large_frames_are_resized_in_float64(tmp_path):
+    frames = checkpoints.moving_shapes(1, 480, 854)
+    pixels = load_shallow(shallow(tmp_path, layers=1), layers=1).backbone._pixels(torch.from_numpy(frames), SIZE)
+    resized = reference.bilinear(frames[0], SIZE) / 255
+    expected = (resized - reference.RELEASED_MEAN) / reference.RELEASED_STD
+    np.testing.assert_allclose(pixels[0].permute(1, 2, 0), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("frame_count", "key_ratio", "expected"),
     [(16, 0.1, [0]), (25, 0.1, [0, 10]), (12, 0.2, [0, 5]), (7, 0.3, [0, 3]), (3, 1.0, [0, 1, 2]), (4, 0.1, [0])],
