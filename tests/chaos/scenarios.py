@@ -170,9 +170,17 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _at_rest(fleet: Fleet) -> bool:
-    """Whether nobody holds a job, nobody has popped one, and as many workers are warm as there should be."""
+    """Whether nobody holds a job, nobody has popped one, and as many workers are warm as there should be.
+
+    Nor is one still on its way back from a job that it lost: it would take the next order for its own.
+    """
     busy = fleet.redis.keys("uvos:lease:*") or fleet.redis.exists(f"rq:queue:{QUEUE}:intermediate", f"rq:queue:{QUEUE}")
-    return not busy and len(fleet.warm_workers()) >= fleet.wanted
+    waiting = {
+        int(pid) for key in fleet.redis.smembers("rq:workers")
+        for pid, state in [fleet.redis.hmget(key, "pid", "state")] if state == b"idle"
+    }  # fmt: skip
+    back = all(worker.pid in waiting for worker in fleet.workers)
+    return not busy and back and len(fleet.warm_workers()) >= fleet.wanted
 
 
 def queue_down(fleet: Fleet, *, seconds: float) -> Figures:
