@@ -7,10 +7,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 TASK = "worker.tasks.segment_video"  # the only function a worker may be asked to run
 QUEUE = "uvos"
+
+# Told as a list of two: tools that read OpenAPI stumble over `prefixItems`.
+Size = Annotated[
+    tuple[int, int],
+    WithJsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}),
+]
 
 
 class Mode(StrEnum):
@@ -519,7 +525,7 @@ class Manifest(Described):
 
 
 class RleMask(Described):
-    size: tuple[int, int] = Field(examples=[[480, 854]])
+    size: Size = Field(examples=[[480, 854]])
     """Height and width, pixels."""
     counts: str = Field(examples=["0PPh0"])
     """COCO's compressed run lengths: column-major, zeros first."""
@@ -544,7 +550,7 @@ class RleFrame(Described):
 class RleDocument(Described):
     """rle.json of one level: COCO run lengths, column-major, background first."""
 
-    size: tuple[int, int] = Field(examples=[[480, 854]])
+    size: Size = Field(examples=[[480, 854]])
     """Height and width of the video, pixels."""
     frames: list[RleFrame]
     """All frames, in order."""
@@ -556,7 +562,7 @@ class RoundsDocument(Described):
     The group after round r of the manifest is `rounds[r].parents[... rounds[1].parents[group]]`.
     """
 
-    grid: tuple[int, int] = Field(examples=[[24, 43]])
+    grid: Size = Field(examples=[[24, 43]])
     """Patches of a frame, (h, w)."""
     frames: list[list[int]] = Field(examples=[[[0, 40, 1, 992]]])
     """For each frame its runs of equal groups, row by row: group, length, group, length, ..."""
