@@ -1,9 +1,14 @@
-"""Makes the pictures of docs/parameters.md from the sample clip: `python -m docs.pictures`."""
+"""Makes the pictures of docs/parameters.md from the sample clip, and those of docs/models/tiny.md from real ones.
+
+`python -m docs.pictures [DAVIS16]`; with the folder of DAVIS-16 also the masks of three of its sequences. Their
+frames are not free to redistribute, so the pictures show masks alone; `--format overlay` shows both at home.
+"""
 
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -18,6 +23,8 @@ FRAME = 12
 SECONDS = 1
 WIDTH = 427
 OPACITY = 0.62
+REAL = ("car-turn", "flamingo", "mallard-water")
+REAL_FRAMES = (0, 12, 24, 36)
 ROWS = {
     "tau": [(f"tau {tau}", ["--tau", tau]) for tau in ("0.25", "1", "4")],
     "key_ratio": [(f"key_ratio {ratio}", ["--key-ratio", ratio]) for ratio in ("0.05", "0.2", "1")],
@@ -34,23 +41,43 @@ def main() -> None:
         cells = [_cell(picture, _labels(options), title) for title, options in row]
         strip = np.concatenate(cells, axis=1)
         Image.fromarray(strip).quantize(192).save(IMAGES / f"{name}.png", optimize=True)
+    if sys.argv[1:]:
+        rows = [_real(Path(sys.argv[1]) / "JPEGImages" / "480p" / sequence) for sequence in REAL]
+        Image.fromarray(np.concatenate(rows)).quantize(64).save(
+            ROOT / "docs" / "models" / "tiny-real.png", optimize=True
+        )
 
 
 def _labels(options: list[str]) -> NDArray[np.uint8]:
-    """The label map of one frame, by the packaged model."""
+    """The label map of one frame of the sample, by the packaged model."""
+    return _segmented(SAMPLE, ["--end", str(SECONDS), *options], [FRAME])[0]
+
+
+def _real(sequence: Path) -> NDArray[np.uint8]:
+    """The masks of some frames of a sequence, side by side."""
+    found = _segmented(sequence, [], REAL_FRAMES)
+    nothing = np.zeros((*found[0].shape, 3), np.uint8)
+    titles = [f"{sequence.name}, frame {frame}" for frame in REAL_FRAMES]
+    return np.concatenate([_cell(nothing, labels, title) for labels, title in zip(found, titles, strict=True)], axis=1)
+
+
+def _segmented(source: Path, options: list[str], frames: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Label maps of some frames, by the packaged model."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "worker.cli", "segment", str(SAMPLE), "--out", str(out), "--format", "png"]
-        subprocess.run([*command, "--end", str(SECONDS), *options], check=True, cwd=ROOT)
-        level = json.loads((out / "manifest.json").read_text())["levels"][0]["name"]
-        return np.asarray(Image.open(out / "levels" / level / "masks" / f"{FRAME:05d}.png"))
+        command = [sys.executable, "-m", "worker.cli", "segment", str(source), "--out", str(out), "--format", "png"]
+        subprocess.run([*command, *options], check=True, cwd=ROOT)
+        masks = out / "levels" / json.loads((out / "manifest.json").read_text())["levels"][0]["name"] / "masks"
+        return [np.asarray(Image.open(masks / f"{frame:05d}.png")) for frame in frames]
 
 
 def _cell(picture: NDArray[np.uint8], labels: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
+    """A picture under its masks; where there is no picture, the masks' own colours."""
     colors = np.array([(255, 93, 93), (61, 139, 255), (255, 197, 61), (37, 194, 122), (176, 108, 255), (24, 197, 217)])
+    opacity = OPACITY if picture.any() else 1
     over = np.where(
         labels[..., None] > 0,
-        (1 - OPACITY) * picture + OPACITY * colors[(labels.astype(int) - 1) % len(colors)],
+        (1 - opacity) * picture + opacity * colors[(labels.astype(int) - 1) % len(colors)],
         0.75 * picture,
     ).astype(np.uint8)
     height = round(WIDTH * over.shape[0] / over.shape[1])
