@@ -25,7 +25,7 @@ SCATTERED, CONCENTRATED = 0.4, 0.65  # where motion begins to count, and counts 
 TRUST_WINDOW = 12  # frames either side over which concentration is averaged
 
 STRENGTH = 8.0  # logits between a patch that moves and one that stands
-YIELD = 0.5  # share of its looks that a moving patch asks less for; at 0.9 things that move together cannot be parted
+YIELD = 0.7  # share of its looks that a moving patch asks less for; at 0.9 things that move together cannot be parted
 
 
 def motion_energy(
