@@ -45,7 +45,7 @@ class Schedule:
     batch: int = 8
     size: tuple[int, int] = (128, 256)
     rate: float = 1e-3
-    warm_up: int = 100
+    warm_up: int = 40
     decay: float = 0.05
     seed: int = 0
 
