@@ -183,7 +183,8 @@ def test_too_large_without_a_word_is_refused_while_it_comes_in(
 
 
 def test_a_queue_that_is_gone_is_told_within_seconds_and_nothing_is_kept(tmp_path: Path, video: bytes) -> None:
-    settings = Settings(redis_url=SecretStr(f"unix://{tmp_path}/nobody.sock"), data_dir=tmp_path / "data")
+    nobody = SecretStr(f"unix://{tmp_path}/nobody.sock")
+    settings = Settings(redis_url=nobody, data_dir=tmp_path / "data", allowed_hosts=["testserver"])
     with TestClient(create_app(settings), raise_server_exceptions=False) as http:
         began = time.monotonic()
         response = post(http, video)
