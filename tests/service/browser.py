@@ -3,6 +3,7 @@
 import base64
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,3 +91,17 @@ def painted(page: Page) -> int:
 def scrub(page: Page, frame: int) -> None:
     page.locator("#scrub").fill(str(frame))
     page.wait_for_function("() => !document.querySelector('#video').seeking")
+
+
+def take_downloads(page: Page, folder: Path) -> None:
+    """Take every download that a result offers; each must be a file with something in it, archives every frame."""
+    links = page.locator("#downloads a")
+    expect(links).to_have_text(["PNG masks", "RLE JSON", "Overlay MP4", "YouTube-VIS", "CVAT XML", "Manifest"])
+    for index in range(links.count()):
+        with page.expect_download() as download:
+            links.nth(index).click()
+        path = folder / download.value.suggested_filename
+        download.value.save_as(path)
+        assert path.stat().st_size > 100
+        if path.suffix == ".zip":
+            assert len(zipfile.ZipFile(path).namelist()) == FRAMES

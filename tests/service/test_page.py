@@ -1,6 +1,5 @@
 """The page in a real browser: drop, wait, scrub, slide, download. Chromium comes from the system's packages."""
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from starlette.testclient import TestClient
 
-from tests.service.browser import FRAMES, JOB_MS, drop, needs_browser, opened, options, painted, scrub
+from tests.service.browser import FRAMES, JOB_MS, drop, needs_browser, opened, options, painted, scrub, take_downloads
 from tests.videos import Shape, make_scene, write_video
 
 FOLDER = Path(__file__).parents[2] / "service" / "page"
@@ -52,16 +51,7 @@ def test_drop_wait_scrub_slide_download(result: Page, tmp_path: Path) -> None:
     assert {name.split(" · ")[0] for name in names} == {"τ 0.3", "τ 1"}
     assert requests == []
 
-    links = result.locator("#downloads a")
-    expect(links).to_have_text(["PNG masks", "RLE JSON", "Overlay MP4", "YouTube-VIS", "CVAT XML", "Manifest"])
-    for index in range(links.count()):
-        with result.expect_download() as download:
-            links.nth(index).click()
-        path = tmp_path / download.value.suggested_filename
-        download.value.save_as(path)
-        assert path.stat().st_size > 100
-        if path.suffix == ".zip":
-            assert len(zipfile.ZipFile(path).namelist()) == FRAMES
+    take_downloads(result, tmp_path)
 
 
 @needs_browser

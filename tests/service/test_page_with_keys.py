@@ -1,14 +1,13 @@
 """The page of a service that asks for keys, and the JavaScript of the documentation, with a key and without."""
 
 import base64
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.service.browser import FRAMES, JOB_MS, drop, needs_browser, opened, options, painted
+from tests.service.browser import JOB_MS, drop, needs_browser, opened, options, painted, take_downloads
 from tests.service.code_blocks import blocks
 from tests.service.conftest import Guarded
 from tests.videos import Shape, make_scene, write_video
@@ -43,16 +42,7 @@ def test_a_wrong_key_is_told_and_the_right_one_does_everything(
     expect(page.locator("#legend button").first).to_be_visible()
     assert painted(page) > 0
 
-    links = page.locator("#downloads a")
-    expect(links).to_have_text(["PNG masks", "RLE JSON", "Overlay MP4", "YouTube-VIS", "CVAT XML", "Manifest"])
-    for index in range(links.count()):
-        with page.expect_download() as download:
-            links.nth(index).click()
-        path = tmp_path / download.value.suggested_filename
-        download.value.save_as(path)
-        assert path.stat().st_size > 100
-        if path.suffix == ".zip":
-            assert len(zipfile.ZipFile(path).namelist()) == FRAMES
+    take_downloads(page, tmp_path)
 
     page.locator("#overlay").check()
     page.wait_for_function(

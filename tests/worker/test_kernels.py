@@ -10,18 +10,22 @@ import torch
 from worker import kernels
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="torch came without Triton")
-def test_kernels_compute_in_the_interpreter_what_torch_computes():
-    # A process of its own: Triton decides at its first import whether it interprets.
-    tests = Path(__file__).parent / "interpreted_kernels.py"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+def run_python(*arguments, interpret):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "TRITON_INTERPRET": str(int(interpret))},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch came without Triton")
+def test_kernels_compute_in_the_interpreter_what_torch_computes():
+    # A process of its own: Triton decides at its first import whether it interprets.
+    tests = Path(__file__).parent / "interpreted_kernels.py"
+    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), interpret=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -58,14 +62,7 @@ compile(triton_kernels.pair_divergences, pairs, dict(EPSILON=1e-12, COLUMNS=kern
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="torch came without Triton")
 def test_kernels_compile_for_a_large_gpu_and_fit_it():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILE],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-W", "ignore", "-c", COMPILE, interpret=False)
     assert done.returncode == 0, done.stderr
 
 
