@@ -15,7 +15,8 @@ from worker import kernels
 from worker.clip import PatchGrid
 from worker.crew import Crew
 
-TILE_BYTES = 5 * 2**18  # one head's scores of a tile: with their running mean they fill a core's cache
+TILE_ROWS = 128  # of one thread's product: below, products are slower, above nothing is gained
+CACHE_BYTES = 2**20  # of one head's scores that are worked on at once: with their mean they stay in a core's cache
 GPU_TILE_BYTES = 2**28
 LARGEST_LOG = 87.0  # exp of it is still finite in float32, and of its negative above zero
 
@@ -143,15 +144,21 @@ class AttentionMaps:
         """Attention maps of the frames start to stop (exclusive), float32, shape (b*N, K*N); rows sum to 1."""
         frames = self.load(start_frame, stop_frame)
         rows = torch.empty(len(frames), self.key_tokens, device=self.device)
-        self.crew.run(lambda start, stop: frames.fill(start, stop, rows[start:stop]), len(frames), self.tile_rows)
+        step = self.crew.step(len(frames), self.tile_rows)
+        self.crew.run(lambda start, stop: frames.fill(start, stop, rows[start:stop]), len(frames), step)
         frames.done()
         return rows
 
     @property
     def tile_rows(self) -> int:
         """How many rows are best computed at once, by one thread."""
-        tile_bytes = TILE_BYTES if self.device.type == "cpu" else GPU_TILE_BYTES
-        return max(1, tile_bytes // (4 * self._keys.shape[2]))
+        if self.device.type == "cpu":
+            return max(TILE_ROWS, self._cache_rows)
+        return max(1, GPU_TILE_BYTES // (4 * self._keys.shape[2]))
+
+    @property
+    def _cache_rows(self) -> int:
+        return max(1, CACHE_BYTES // (4 * self._keys.shape[2]))
 
     def load(self, start_frame: int, stop_frame: int, *, released: bool = False) -> "LoadedFrames":
         """The frames start to stop (exclusive), ready for their rows to be computed, by any thread.
@@ -214,27 +221,36 @@ class AttentionMaps:
 
     def _attend_head_by_head(self, queries: Tensor, safe: bool, mean: Tensor) -> None:
         heads, count, _ = queries.shape
-        weights = self._buffer("weights", count)
+        scores = self._buffer("scores", count)
+        parts = self._cached(scores, mean)
         for head in range(heads):
-            torch.mm(queries[head], self._keys[head], out=weights)
-            if not safe:
-                weights.sub_(weights.amax(-1, keepdim=True))
-            share = weights.exp_().sum(-1, keepdim=True).mul_(heads).reciprocal_()
-            if head == 0:
-                torch.mul(weights, share, out=mean)
-            else:
-                mean.addcmul_(weights, share)
+            torch.mm(queries[head], self._keys[head], out=scores)
+            for weights, sums in parts:
+                if not safe:
+                    weights.sub_(weights.amax(-1, keepdim=True))
+                share = weights.exp_().sum(-1, keepdim=True).mul_(heads).reciprocal_()
+                if head == 0:
+                    torch.mul(weights, share, out=sums)
+                else:
+                    sums.addcmul_(weights, share)
 
     def _attend_as_released(self, queries: Tensor, mean: Tensor) -> None:
         """softmax(q·k / √d) and the mean over heads, and once more divided by the row's sum, all in that order."""
         heads, count, _ = queries.shape
-        weights = self._buffer("weights", count)
-        mean.zero_()
+        scores = self._buffer("scores", count)
+        parts = self._cached(scores, mean.zero_())
         for head in range(heads):
-            torch.mm(queries[head], self._unscaled_keys[head], out=weights)
-            mean.add_(torch.softmax(weights.mul_(self._scale), -1, out=weights))
-        mean.div_(heads)
-        mean.div_(mean.sum(-1, keepdim=True))
+            torch.mm(queries[head], self._unscaled_keys[head], out=scores)
+            for weights, sums in parts:
+                sums.add_(torch.softmax(weights.mul_(self._scale), -1, out=weights))
+        for _, sums in parts:
+            sums.div_(heads)
+            sums.div_(sums.sum(-1, keepdim=True))
+
+    def _cached(self, scores: Tensor, mean: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Both tensors cut to what a core's cache holds: a product wants many rows at once, what follows few."""
+        cuts = list(range(0, len(scores), self._cache_rows)[1:])
+        return list(zip(scores.tensor_split(cuts), mean.tensor_split(cuts), strict=True))
 
     def _buffer(self, name: str, count: int) -> Tensor:
         """A thread's own memory: touching new pages for every tile costs as much as the work."""

@@ -112,7 +112,7 @@ class _Block:
                 some = slice(first, min(first + self._factor_rows, stop))
                 self.factors[some].fill(self.p[some], *self._spare(some.stop - first))
 
-        self._crew.run(work, count, self._tile_rows, breathe)
+        self._crew.run(work, count, self._crew.step(count, self._tile_rows), breathe)
         if self.factors.rest is not None:
             self.factors.fill_all(self.p)
 
@@ -493,11 +493,11 @@ class _Centres:
         source = _Kept(kept) if kept is not None else maps.load(first, last)
 
         def work(start: int, stop: int) -> None:
-            p = self._spare(stop - start)[0]
+            p, _ = self._spare(stop - start)
             source.fill(start, stop, p)
             self._measure(p, [out[start:stop] for out in found])
 
-        maps.crew.run(work, count, maps.tile_rows, breathe)
+        maps.crew.run(work, count, maps.crew.step(count, maps.tile_rows), breathe)
         source.done()
         if kept is not None and maps.dtype != torch.bfloat16:
             self._measure_doubtful(first, last, found, breathe)
@@ -511,25 +511,31 @@ class _Centres:
 
         def work(start: int, stop: int) -> None:
             some = rows[start:stop]
-            p = self._spare(len(some))[0]
+            p, _ = self._spare(len(some))
             frames.fill_some(some, p)
             exact = [torch.empty(len(some), out.shape[1], device=out.device) for out in found]
             self._measure(p, exact)
             for out, values in zip(found, exact, strict=True):
                 out[some] = values
 
-        self._maps.crew.run(work, len(rows), self._maps.tile_rows, breathe)
+        crew = self._maps.crew
+        crew.run(work, len(rows), crew.step(len(rows), self._maps.tile_rows), breathe)
 
-    def _spare(self, count: int) -> list[Tensor]:
-        if not hasattr(self._scratch, "tiles"):
+    def _spare(self, count: int) -> tuple[Tensor, Tensor]:
+        if not hasattr(self._scratch, "p"):
             shape = (self._maps.tile_rows, self._maps.key_tokens)
-            self._scratch.tiles = torch.empty(3, *shape, device=self._maps.device)
-        return [tile[:count] for tile in self._scratch.tiles]
+            self._scratch.p, self._scratch.log = torch.empty(2, *shape, device=self._maps.device)
+            self._scratch.products = torch.empty(FACTOR_ROWS, shape[1], device=self._maps.device)
+        return self._scratch.p[:count], self._scratch.log[:count]
 
     def _measure(self, p: Tensor, found: Sequence[Tensor]) -> None:
-        _, log, products = self._spare(len(p))
-        log_density(p, log)
-        own = torch.mul(p, log, out=products).sum(-1, keepdim=True)
+        _, log = self._spare(len(p))
+        own = torch.empty(len(p), 1, device=p.device)
+        for start in range(0, len(p), FACTOR_ROWS):
+            some = slice(start, min(start + FACTOR_ROWS, len(p)))
+            products = self._scratch.products[: some.stop - start]
+            torch.mul(p[some], log_density(p[some], log[some]), out=products)
+            torch.sum(products, -1, keepdim=True, out=own[some])
         for centroids, logs, owns, out in zip(self._levels, self._logs, self._owns, found, strict=True):
             torch.add(own, owns, out=out)
             out.addmm_(p, logs.T, alpha=-1).addmm_(log, centroids.T, alpha=-1)

@@ -32,6 +32,11 @@ class Crew:
             list(self._pool.map(alone, range(count)))
             torch.set_num_threads(count)  # a thread's setting is also where later threads start from
 
+    def step(self, total: int, most: int) -> int:
+        """Of how many rows, `most` at most, ranges are to be so that every thread has as many of them."""
+        ranges = self.count * -(-total // (self.count * most))
+        return max(1, -(-total // max(1, ranges)))
+
     def run(
         self, work: Callable[[int, int], None], total: int, step: int, breathe: Callable[[], None] = lambda: None
     ) -> None:

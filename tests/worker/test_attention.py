@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worker import reference
+from worker import attention
 from worker.attention import AttentionMaps, key_frames
 from worker.clip import PatchGrid
 from worker.spool import Spool
@@ -40,6 +41,21 @@ def test_no_key_frames_without_frames_or_a_ratio(frame_count, key_ratio):
 def test_rows_are_the_mean_over_heads_of_the_softmax(scale):
     queries, keys = tokens(1, 2, 6, 3, 4, scale), tokens(2, 1, 6, 3, 4).flatten(0, 1)
     rows = AttentionMaps(queries, keys).rows(0, 2)
+    expected = reference.attention(queries.flatten(0, 1).numpy(), keys.numpy())
+    np.testing.assert_allclose(rows, expected, atol=1e-4 if scale > 100 else 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize(("tile_rows", "cache_bytes"), [(7, 4 * 18 * 3), (2, 1), (128, 4 * 18 * 5)])
+def test_nothing_depends_on_how_rows_are_cut(monkeypatch, scale, released, tile_rows, cache_bytes):
+    monkeypatch.setattr(attention, "TILE_ROWS", tile_rows)
+    monkeypatch.setattr(attention, "CACHE_BYTES", cache_bytes)
+    queries, keys = tokens(1, 2, 9, 3, 4, scale), tokens(2, 2, 9, 3, 4).flatten(0, 1)
+    frames = AttentionMaps(queries, keys).load(0, 2, released=released)
+    rows = torch.empty(18, 18)
+    for start in range(0, 18, 5):
+        frames.fill(start, min(start + 5, 18), rows[start : start + 5])
     expected = reference.attention(queries.flatten(0, 1).numpy(), keys.numpy())
     np.testing.assert_allclose(rows, expected, atol=1e-4 if scale > 100 else 1e-6)
 

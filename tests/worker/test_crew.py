@@ -27,6 +27,14 @@ def test_every_row_is_worked_on_once(crew, total, step):
     assert sorted(seen) == list(range(total))
 
 
+@pytest.mark.parametrize(("total", "most"), [(0, 3), (1, 3), (7, 3), (12, 3), (13, 3), (699, 128)])
+def test_ranges_of_a_step_are_as_many_for_every_thread(crew, total, most):
+    step = crew.step(total, most)
+    assert 1 <= step <= most
+    ranges = -(-total // step)
+    assert ranges <= crew.count * -(-total // (crew.count * most))
+
+
 def test_each_operation_stays_in_its_thread_and_the_caller_keeps_its_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
