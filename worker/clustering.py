@@ -412,7 +412,8 @@ def windowed(
     if (needed := Window.bytes_needed(maps, len(taus))) > memory_bytes:
         raise MemoryBudgetExceeded(needed, memory_bytes)
     window = Window(maps, len(taus))
-    smooth = job.block(min(window.capacity, _Block.rows_of(maps.key_tokens, maps.device)))
+    # Beside a window a block is kept small.
+    smooth = job.block(min(window.capacity, max(1, _Block.rows_of(maps.key_tokens, maps.device) // 4)))
     for first in range(0, maps.frame_count, WINDOW):
         breathe = job.report(first)
         breathe()

@@ -19,10 +19,10 @@ def nothing():
     pass
 
 
-@pytest.fixture(params=[(128, 256, 300), (8, 5, 7), (1, 1, 1)], ids=["as set", "small", "single"])
+@pytest.fixture(params=[(128, 256, 300, 128), (8, 5, 7, 3), (1, 1, 1, 1)], ids=["as set", "small", "single"])
 def tiles(request, monkeypatch):
     """Nothing depends on how the square of all pairs is cut."""
-    for name, value in zip(("TILE_ROWS", "COLUMNS", "SUMMARY"), request.param, strict=True):
+    for name, value in zip(("TILE_ROWS", "COLUMNS", "SUMMARY", "RUN"), request.param, strict=True):
         monkeypatch.setattr(window, name, value)
     monkeypatch.setattr(window, "PIVOT_ROWS", 4)
 
@@ -59,8 +59,9 @@ def test_pairs_at_the_threshold_fall_as_in_the_released_code():
     found = Window(maps, len(taus))
     found.fill(maps.load(0, 3, released=True), taus, nothing)
     place = found._order.argsort()
+    squares = [torch.cat([near.rows(start) for start in range(0, 480, window.TILE_ROWS)]) for near in found._near]
     wrong = sum(
-        int((near[place][:, place] != (expected <= tau)).sum()) for near, tau in zip(found._near, taus, strict=True)
+        int((near[place][:, place] != (expected <= tau)).sum()) for near, tau in zip(squares, taus, strict=True)
     )
     assert wrong / 2 < len(taus) / 2
 
@@ -103,4 +104,6 @@ def test_the_memory_needed_is_what_is_taken():
     rows, _ = groups(6, 2, 60, 20)
     maps = maps_of(rows, 20)
     taken = Window(maps, 2)
-    assert Window.bytes_needed(maps, 2) == sum(one.nbytes for one in (taken._rows, taken._sorted, taken._near))
+    assert Window.bytes_needed(maps, 2) == sum(
+        one.nbytes for one in (taken._rows, taken._sorted, *(near._pairs for near in taken._near))
+    )
