@@ -12,13 +12,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from service.client import Client, RequestFailed
-from service.contract import JobView, Problem, Status
+from service.contract import VIDEO_SUFFIXES, JobView, Problem, Status
 
 AT_ONCE = 4  # videos sent and followed at the same time; the queue puts them in order
-SUFFIXES = {
-    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif"),
-    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".ogv", ".flv", ".wmv", ".asf"),
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,9 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(each for each in path.rglob("*") if each.is_file() and each.suffix.lower() in SUFFIXES)
+            found += sorted(
+                each for each in path.rglob("*") if each.is_file() and each.suffix.lower() in VIDEO_SUFFIXES
+            )
         elif path.suffix.lower() == ".txt" and path.is_file():
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             found += find_videos([path.parent / line for line in lines if line and not line.startswith("#")])

@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validat
 
 TASK = "worker.tasks.segment_video"  # the only function a worker may be asked to run
 QUEUE = "uvos"
+VIDEO_SUFFIXES = {  # what is taken for a video where folders are looked through; what is decoded, its content decides
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".ogv", ".flv", ".wmv", ".asf"),
+}
 
 # Told as a list of two: tools that read OpenAPI stumble over `prefixItems`.
 Size = Annotated[

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service import batch
+from service.contract import VIDEO_SUFFIXES
 from service.errors import NotAVideo
 from service.upload import SIGNATURE_BYTES, check_signature
 from tests.videos import make_scene, write_video
@@ -47,7 +47,7 @@ def test_the_api_lets_in_what_the_decoder_reads(
     decoded = read_clip(video, work=tmp_path, short_side=48, patch=8, limits=DecodeLimits())
     assert len(decoded.clip.frames) == 3
     assert container in CONTAINERS.split(",")
-    assert video.suffix in batch.SUFFIXES
+    assert video.suffix in VIDEO_SUFFIXES
     for text in (NotAVideo.cure, (ROOT / "README.md").read_text(encoding="utf-8")):
         assert words in text
 

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from service.contract import VIDEO_SUFFIXES
 from service.errors import InvalidParameters, UvosError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a backbone or a spatio-temporal block.")
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v", ".mpg", ".ts", ".ogv"}
 HELD_OUT = 1  # training's samples are seeded by two numbers, these by three
 Videos = Annotated[
     list[Path], typer.Option("--videos", help="A folder of videos, or one video; repeat for more.", exists=True)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from service.contract import VIDEO_SUFFIXES
 from service.errors import InvalidParameters
 from worker.evaluation.datasets.sequence import LabelledSequence, Truth, folder, matched, pictures, stem
 from worker.evaluation.labels import read_ids
-
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
 
 
 def read_clips(root: Path, split: str) -> list[LabelledSequence]:
@@ -42,7 +41,7 @@ def _sequence(place: Path) -> LabelledSequence | None:
     videos = [
         file
         for file in sorted(place.parent.iterdir())
-        if file.suffix.lower() in VIDEOS and file.stem in (place.name, f"{place.name}_orig")
+        if file.suffix.lower() in VIDEO_SUFFIXES and file.stem in (place.name, f"{place.name}_orig")
     ]
     if not videos:
         return None
