@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from worker.clip import PatchGrid
 
@@ -24,7 +26,10 @@ SCATTERED, CONCENTRATED = 0.4, 0.65  # where motion begins to count, and counts 
 # one sequence of davis16-dev on water and the 0.70 and more of the others
 TRUST_WINDOW = 12  # frames either side over which concentration is averaged
 
-STRENGTH = 8.0  # logits between a patch that moves and one that stands
+SURELY = 0.5  # energy above which patches are pieces of a mover
+MOVERS = 3  # told apart at once; with the kernel's own channel they fill four, and products stay aligned to 8 bytes
+
+STRENGTH = 8.0  # logits between a patch that moves and one that stands; between two movers it is twice that
 YIELD = 0.7  # share of its looks that a moving patch asks less for; at 0.9 things that move together cannot be parted
 
 
@@ -67,41 +72,92 @@ def motion_energy(
     return energy * _running_mean(trust)[:, None, None]
 
 
+def movers(energy: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Which of several movers each patch belongs to, as far as connection tells.
+
+    Pieces of a mover are connected patches that surely move, in space and over time: neighbours, diagonal ones too,
+    in a frame or from one to the next. Heavy pieces first, each takes the number whose pieces seen at once with it
+    weigh least, at best none: two things that are there at once are two, but a thing that was hidden for a while
+    comes back as itself. Two pieces are seen at once if they share more than half of the shorter one's frames. Other
+    patches take the number of the nearest piece of their frame. A single mover has a single number, and things that
+    touch in any frame are one piece.
+
+    Args:
+        energy: Shape (T, h, w), in 0..1, as `motion_energy` gives it.
+
+    Returns:
+        Shape (T, h, w), from 0 to below `MOVERS`; 0 all over a frame where nothing surely moves.
+    """
+    pieces, count = ndimage.label(energy > SURELY, np.ones((3, 3, 3)))
+    number_of = np.concatenate([[0], _numbers(pieces, count, energy)])
+    numbers = np.zeros(energy.shape, np.int8)
+    for frame, piece in enumerate(pieces):
+        if piece.any():
+            nearest = ndimage.distance_transform_edt(piece == 0, return_distances=False, return_indices=True)
+            numbers[frame] = number_of[piece[tuple(nearest)]]
+    return numbers
+
+
+def _numbers(pieces: NDArray[np.int32], count: int, energy: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The mover's number of each piece, (count,); pieces count from 1, (T, h, w)."""
+    weight = ndimage.sum_labels(energy, pieces, np.arange(1, count + 1))
+    spans = [box[0] for box in ndimage.find_objects(pieces)]  # connected, so seen in every frame between
+    start, stop = np.array([span.start for span in spans]), np.array([span.stop for span in spans])
+    chosen = np.full(count, -1)
+    for piece in np.argsort(-weight, kind="stable"):
+        shared = np.minimum(stop, stop[piece]) - np.maximum(start, start[piece])
+        shorter = np.minimum(stop - start, stop[piece] - start[piece])
+        at_once = (chosen >= 0) & (2 * shared > shorter)
+        chosen[piece] = np.bincount(chosen[at_once], weight[at_once], MOVERS).argmin()
+    return chosen
+
+
 def join_motion(
-    queries: Tensor, keys: Tensor, motion: Tensor, *, strength: float = STRENGTH, yielding: float = YIELD
+    queries: Tensor,
+    keys: Tensor,
+    motion: Tensor,
+    mover: Tensor,
+    *,
+    strength: float = STRENGTH,
+    yielding: float = YIELD,
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose products also compare motion; four channels longer.
+    """Queries and keys whose products also compare motion; `MOVERS` + 1 channels longer.
 
-    With q, k, m of a patch and M = `strength`, the logit of patch i for patch j becomes
+    With q, k, m of a patch, M = `strength` and x = m e, where e is the unit vector of the patch's mover, the logit of
+    patch i for patch j becomes
 
-        (1 - yielding * m_i) * q_i·k_j / sqrt(d)  -  M (m_i - m_j)**2   (+ a constant of i, which softmax ignores)
+        (1 - yielding * m_i) * q_i·k_j / sqrt(d)  -  M |x_i - x_j|**2   (+ a constant of i, which softmax ignores)
 
-    exactly: the Gaussian kernel on m is two more channels, [2 M m_i, 1] of the query and [m_j, -M m_j**2] of the
-    key. A patch that surely moves asks less by its looks, so that what moves together is one group whatever its
-    colours. A departure from the paper, whose tokens are frame-wise.
+    exactly: the Gaussian kernel on x is more channels, [2 M x_i, 1] of the query and [x_j, -M m_j**2] of the key. A
+    patch that surely moves asks less by its looks, so that what moves together is one group whatever its colours;
+    two movers stay apart, though both move as surely and look alike. Of one mover, |x_i - x_j| is |m_i - m_j|. A
+    departure from the paper, whose tokens are frame-wise.
 
     Args:
         queries: Shape (..., N, heads, d), not yet scaled by 1/sqrt(d).
         keys: Likewise.
         motion: Shape (..., N), in 0..1, as `motion_energy` gives it.
-        strength: Logits between m = 0 and m = 1, in nats.
+        mover: Shape (..., N), whole numbers below `MOVERS`, as `movers` gives them.
+        strength: Logits between a patch that stands and one that surely moves, in nats; twice that between movers.
         yielding: In 0..1.
 
     Returns:
-        Queries and keys of shape (..., N, heads, d + 4), to be scaled by 1/sqrt(d + 4) as ever.
+        Queries and keys of shape (..., N, heads, d + MOVERS + 1), to be scaled by 1/sqrt(d + MOVERS + 1) as ever.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    if queries.shape != keys.shape or queries.shape[:-2] != motion.shape:
-        raise ValueError(f"expected (..., N, heads, d) and (..., N), got {queries.shape = } and {motion.shape = }")
+    if queries.shape != keys.shape or not queries.shape[:-2] == motion.shape == mover.shape:
+        raise ValueError(
+            "expected (..., N, heads, d), and (..., N) twice, "
+            f"got {queries.shape = }, {motion.shape = } and {mover.shape = }"
+        )
     depth = queries.shape[-1]
-    joined = depth + 4  # two used, two zero: products stay aligned to 8 bytes in 16 bits
-    moves = motion.to(queries)[..., None, None].expand(*queries.shape[:-1], 1)
-    one, zero = torch.ones_like(moves), torch.zeros_like(moves)
-    asks = torch.cat([queries * (1 - yielding * moves) / depth**0.5, 2 * strength * moves, one, zero, zero], -1)
-    is_asked = torch.cat([keys, moves, -strength * moves**2, zero, zero], -1)
-    return asks * joined**0.5, is_asked
+    moves = motion.to(queries)[..., None, None].expand(*queries.shape[:-1], 1)  # (..., N, heads, 1)
+    x = moves * one_hot(mover.long(), MOVERS).to(queries)[..., None, :]  # (..., N, heads, MOVERS)
+    asks = torch.cat([queries * (1 - yielding * moves) / depth**0.5, 2 * strength * x, torch.ones_like(moves)], -1)
+    is_asked = torch.cat([keys, x, -strength * moves**2], -1)
+    return asks * asks.shape[-1] ** 0.5, is_asked
 
 
 class _Camera:

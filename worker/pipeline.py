@@ -43,7 +43,7 @@ from worker.formats.rle import RleWriter, Runs
 from worker.formats.rounds import write_rounds
 from worker.loading import LoadedModel
 from worker.masks import Decision, as_drawn, decide, frame_labels
-from worker.motion import join_motion, motion_energy
+from worker.motion import join_motion, motion_energy, movers
 from worker.spool import Spool
 
 Progress = Callable[[Stage, int, int | None], None]
@@ -295,6 +295,7 @@ def _project(
     grid = backbone.grid(size)
     tell(Stage.features, 0, len(frames))
     energy = motion_energy(frames, grid) if motion is Motion.on else None
+    mover = movers(energy) if energy is not None else None
     batch = backbone.batch_size(size)
     kept = set(keyed)
     keys: list[Tensor] = []
@@ -305,12 +306,9 @@ def _project(
             tell(Stage.features, start, len(frames))
             stop = min(start + batch, len(frames))
             part = backbone.project(_to_device(frames[start:stop], backbone.device), size=size)
-            if energy is not None:
-                part = Projections(
-                    *join_motion(
-                        part.queries, part.keys, torch.from_numpy(energy[start:stop]).flatten(1).to(backbone.device)
-                    )
-                )
+            if energy is not None and mover is not None:
+                moving = [torch.from_numpy(of[start:stop]).flatten(1).to(backbone.device) for of in (energy, mover)]
+                part = Projections(*join_motion(part.queries, part.keys, *moving))
             if queries is None:
                 shape, dtype = part.queries.shape[1:], np.uint16 if bits else np.float32
                 queries = stack.enter_context(Spool(work, row_shape=shape, dtype=dtype, name="queries.spool"))

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from worker.clip import PatchGrid
-from worker.motion import _Camera, join_motion, motion_energy
+from worker.motion import MOVERS, _Camera, join_motion, motion_energy, movers
 
 GRID = PatchGrid(12, 24)
 SIZE = (96, 192)
@@ -81,25 +83,78 @@ def test_the_camera_explains_planar_motion_of_second_order() -> None:
     assert left.max() < 0.2
 
 
-def test_joined_logits_are_the_formula() -> None:
-    generator = torch.Generator().manual_seed(3)
+def moving(frames: int, *boxes: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """Energy of 1 in squares of 3x3 patches, 0.3 around them; a box is (first frame, last frame, row, column)."""
+    energy = np.zeros((frames, 12, 24), np.float32)
+    for first, last, row, column in boxes:
+        rim = energy[first : last + 1, row - 1 : row + 4, column - 1 : column + 4]
+        np.maximum(rim, 0.3, out=rim)
+        energy[first : last + 1, row : row + 3, column : column + 3] = 1
+    return energy
+
+
+def test_two_that_move_at_once_are_two_movers_each_with_its_rim() -> None:
+    numbers = movers(moving(6, (0, 5, 2, 3), (0, 5, 7, 15)))
+    assert set(numbers[:, 1:6, 2:7].ravel()) == {0}
+    assert set(numbers[:, 6:11, 14:19].ravel()) == {1}
+
+
+def test_one_that_moves_is_one_mover_also_where_it_was_hidden_for_a_while() -> None:
+    assert movers(moving(12, (0, 3, 2, 3), (7, 11, 2, 15))).max() == 0
+    assert movers(moving(12, (0, 6, 2, 3), (5, 11, 2, 15))).max() == 0  # at both sides of a tree
+
+
+def test_what_touches_in_any_frame_is_one_mover() -> None:
+    apart = moving(6, (0, 5, 2, 3), (0, 5, 2, 9))
+    assert movers(apart).max() == 1
+    apart[3, 3, 5:10] = 1
+    assert movers(apart).max() == 0
+
+
+def test_of_more_than_can_be_told_the_lightest_share_a_number() -> None:
+    numbers = movers(moving(6, (0, 5, 1, 3), (0, 5, 6, 9), (0, 5, 1, 15), (0, 4, 6, 20)))
+    assert MOVERS == 3
+    assert len({int(numbers[0, row, column]) for row, column in ((1, 3), (6, 9), (1, 15))}) == 3
+
+
+def test_where_nothing_surely_moves_nothing_is_told_apart() -> None:
+    assert movers(np.full((3, 12, 24), 0.4, np.float32)).max() == 0
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), strength=st.floats(0, 20), yielding=st.floats(0, 1))
+def test_joined_logits_are_the_formula(seed: int, strength: float, yielding: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
     queries, keys = torch.randn(2, 2, 5, 3, 6, generator=generator, dtype=torch.float64).unbind(0)
     motion = torch.rand(2, 5, generator=generator, dtype=torch.float64)
-    asks, is_asked = join_motion(queries, keys, motion, strength=7.0, yielding=0.6)
+    mover = torch.randint(MOVERS, (2, 5), generator=generator)
+    asks, is_asked = join_motion(queries, keys, motion, mover, strength=strength, yielding=yielding)
     logits = torch.einsum("bihd,bjhd->bhij", asks, is_asked) / asks.shape[-1] ** 0.5
     looks = torch.einsum("bihd,bjhd->bhij", queries, keys) / 6**0.5
-    m = motion[:, None]
-    wanted = (1 - 0.6 * m[..., None]) * looks - 7.0 * (m[..., None] - m[..., None, :]) ** 2
+    m, same = motion[:, None], (mover[:, None, :, None] == mover[:, None, None, :])
+    between = torch.where(same, (m[..., None] - m[..., None, :]) ** 2, m[..., None] ** 2 + m[..., None, :] ** 2)
+    wanted = (1 - yielding * m[..., None]) * looks - strength * between
     torch.testing.assert_close(torch.softmax(logits, -1), torch.softmax(wanted, -1))
+
+
+def test_two_movers_of_the_same_looks_stay_apart_and_parts_of_one_do_not() -> None:
+    alike = torch.ones(1, 4, 1, 6)
+    asks, is_asked = join_motion(alike, alike, torch.tensor([[1.0, 1, 1, 0]]), torch.tensor([[0, 0, 1, 0]]))
+    attention = torch.softmax(torch.einsum("bihd,bjhd->bhij", asks, is_asked) / asks.shape[-1] ** 0.5, -1)[0, 0]
+    torch.testing.assert_close(attention[0, :2], torch.full((2,), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(attention[2], torch.tensor([0.0, 0, 1, 0]), atol=1e-3, rtol=0)
 
 
 def test_without_motion_nothing_changes() -> None:
     queries, keys = torch.randn(2, 1, 5, 3, 6, generator=torch.Generator().manual_seed(4)).unbind(0)
-    asks, is_asked = join_motion(queries, keys, torch.zeros(1, 5))
+    asks, is_asked = join_motion(queries, keys, torch.zeros(1, 5), torch.arange(5)[None] % MOVERS)
     logits = torch.einsum("bihd,bjhd->bhij", asks, is_asked) / asks.shape[-1] ** 0.5
     torch.testing.assert_close(logits, torch.einsum("bihd,bjhd->bhij", queries, keys) / 6**0.5)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
+    tokens = torch.zeros(1, 5, 3, 6)
     with pytest.raises(ValueError, match="expected"):
-        join_motion(torch.zeros(1, 5, 3, 6), torch.zeros(1, 5, 3, 6), torch.zeros(1, 4))
+        join_motion(tokens, tokens, torch.zeros(1, 4), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="expected"):
+        join_motion(tokens, tokens, torch.zeros(1, 5), torch.zeros(1, 4))
