@@ -30,7 +30,7 @@ from worker.window import WINDOW, Window
 BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on together, with their factors
 CANDIDATES = 256  # rows among which new leaders are looked for at once
 PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
-PAIRS, GPU_PAIRS = 16, 2**12  # single pairs that are decided at once
+PAIRS, GPU_PAIRS = 8, 2**12  # single pairs that are decided at once
 FACTOR_ROWS = 16  # whose factors one thread makes at once: all of it stays in a core's cache
 DISTANCE_BYTES = 2**24  # of distances given out at once
 MEMORY_BYTES = 4 * 2**30

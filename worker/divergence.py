@@ -54,9 +54,9 @@ def pair_divergences(p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor
     """J of the pairs (p[row], q[other]), as the sum is written, in float32: (n,)."""
     if kernels.available(p.device):
         return kernels.pair_divergences(p, row, q, other, epsilon=EPSILON)
-    p, q = p[row], q[other]
-    log_p, log_q = log_density(p, torch.empty_like(p)), log_density(q, torch.empty_like(q))
-    return log_p.sub_(log_q).mul_(p - q).sum(-1)
+    p, q = p.index_select(0, row), q.index_select(0, other)  # much quicker than p[row]
+    difference = p - q
+    return p.clamp_(min=EPSILON).div_(q.clamp_(min=EPSILON)).log_().mul_(difference).sum(-1)
 
 
 def released_log(p: Tensor, out: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def released_pair_divergences(p: Tensor, row: Tensor, q: Tensor, other: Tensor) 
     """J of the pairs (p[row], q[other]) rounded as the released code rounds it, (n,); on a GPU `pair_divergences`."""
     if kernels.available(p.device):
         return pair_divergences(p, row, q, other)
-    p, q = p[row], q[other]
+    p, q = p.index_select(0, row), q.index_select(0, other)
     log_p, log_q = released_log(p, torch.empty_like(p)), released_log(q, torch.empty_like(q))
     # All pairs of a few rows, for the sake of a few: a matrix product adds as that code's does.
     crossed = torch.mm(p, log_q.T).diagonal() + torch.mm(q, log_p.T).diagonal()
