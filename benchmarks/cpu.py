@@ -303,7 +303,7 @@ class Bench:
         measured = {
             "released procedure": [(n, self.run(Case("released procedure", "released", n, runs=1))) for n in slow],
             "`algorithm1`": [(n, self.run(Case("`algorithm1`", frames=n, keep_bytes=KEPT_BYTES))) for n in counts],
-            "`windowed`": [(n, self.run(Case("`windowed`", "windowed", n))) for n in short],
+            "`windowed`": [(n, self.run(Case("`windowed`", "windowed", n, keep_bytes=KEPT_BYTES))) for n in short],
         }
         points = {name: [(n, found.median_s) for n, found in some] for name, some in measured.items()}
         _plot(points, picture)
