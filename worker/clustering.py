@@ -31,7 +31,7 @@ BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on togeth
 CANDIDATES = 256  # rows among which new leaders are looked for at once
 PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
 PAIRS, GPU_PAIRS = 8, 2**12  # single pairs that are decided at once
-FACTOR_ROWS = 16  # whose factors one thread makes at once: all of it stays in a core's cache
+FACTOR_BYTES = 3 * 2**17  # of rows whose factors one thread makes at once: all of it stays in a core's cache
 DISTANCE_BYTES = 2**24  # of distances given out at once
 MEMORY_BYTES = 4 * 2**30
 
@@ -92,7 +92,7 @@ class _Block:
         self._crew, self._tile_rows, self._scratch = crew, tile_rows, threading.local()
         self.p, self.factors = self._all_p, self._all_factors
         self.capacity = count
-        self._factor_rows = min(count, FACTOR_ROWS if device.type == "cpu" else tile_rows)
+        self._factor_rows = _factor_rows(min(count, tile_rows), key_tokens, device)
 
     @staticmethod
     def rows_of(key_tokens: int, device: torch.device) -> int:
@@ -121,6 +121,10 @@ class _Block:
             shape = (self._factor_rows, self._all_p.shape[1])
             self._scratch.log, self._scratch.spare = torch.empty(2, *shape, device=self._all_p.device)
         return self._scratch.log[:count], self._scratch.spare[:count]
+
+
+def _factor_rows(most: int, key_tokens: int, device: torch.device) -> int:
+    return min(most, max(1, FACTOR_BYTES // (4 * key_tokens))) if device.type == "cpu" else most
 
 
 class _Leaders:
@@ -526,14 +530,16 @@ class _Centres:
         if not hasattr(self._scratch, "p"):
             shape = (self._maps.tile_rows, self._maps.key_tokens)
             self._scratch.p, self._scratch.log = torch.empty(2, *shape, device=self._maps.device)
-            self._scratch.products = torch.empty(FACTOR_ROWS, shape[1], device=self._maps.device)
+            rows = _factor_rows(*shape, self._maps.device)
+            self._scratch.products = torch.empty(rows, shape[1], device=self._maps.device)
         return self._scratch.p[:count], self._scratch.log[:count]
 
     def _measure(self, p: Tensor, found: Sequence[Tensor]) -> None:
         _, log = self._spare(len(p))
         own = torch.empty(len(p), 1, device=p.device)
-        for start in range(0, len(p), FACTOR_ROWS):
-            some = slice(start, min(start + FACTOR_ROWS, len(p)))
+        step = len(self._scratch.products)
+        for start in range(0, len(p), step):
+            some = slice(start, min(start + step, len(p)))
             products = self._scratch.products[: some.stop - start]
             torch.mul(p[some], log_density(p[some], log[some]), out=products)
             torch.sum(products, -1, keepdim=True, out=own[some])
