@@ -167,10 +167,11 @@ class _Leaders:
             breathe()
             candidates = rest[start : start + CANDIDATES]
             if self.count > first_new:
-                labels[candidates] = self._join(block.p[candidates], block.factors[candidates], first_new, breathe)
+                p, factors = block.p.index_select(0, candidates), block.factors[candidates]
+                labels[candidates] = self._join(p, factors, first_new, breathe)
                 candidates = candidates[labels[candidates] < 0]
             if len(candidates):
-                p, factors = block.p[candidates], block.factors[candidates]
+                p, factors = block.p.index_select(0, candidates), block.factors[candidates]
                 leaders, joined = _walk(self._within(p).cpu().numpy())
                 labels[candidates] = torch.from_numpy(joined + self.count).to(labels.device)
                 index = torch.from_numpy(leaders).to(labels.device)
@@ -212,7 +213,12 @@ class _Leaders:
     def _add_members(self, labels: Tensor, block: _Block) -> None:
         sums, members = self._sums[: self.count], self._members[: self.count]
         if labels.device.type == "cpu":
-            sums.index_add_(0, labels, block.p)
+
+            def work(start: int, stop: int) -> None:
+                sums[:, start:stop].index_add_(0, labels, block.p[:, start:stop])
+
+            keys = sums.shape[1]
+            self._crew.run(work, keys, self._crew.step(keys, keys))
             members.add_(torch.bincount(labels, minlength=self.count))
             return
         # On a GPU index_add_ adds in an order that differs from run to run; a product does not.
