@@ -14,7 +14,8 @@ from worker.clustering import algorithm1, distances
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
-    """Small tiles, and for a CPU's tensors."""
+    """Small tiles, and for a CPU's tensors; in one thread, as the interpreter notes its place for all of them."""
+    torch.set_num_threads(1)
     monkeypatch.setattr(kernels, "INTERPRETED", True)
     monkeypatch.setattr(kernels, "TILES", ((16, 32, 4),))
     monkeypatch.setattr(kernels, "WIDE", 64)
