@@ -152,13 +152,12 @@ class AttentionMaps:
     @property
     def tile_rows(self) -> int:
         """How many rows are best computed at once, by one thread."""
-        if self.device.type == "cpu":
-            return max(TILE_ROWS, self._cache_rows)
-        return max(1, GPU_TILE_BYTES // (4 * self._keys.shape[2]))
+        return max(TILE_ROWS if self.device.type == "cpu" else 1, self._cache_rows)
 
     @property
     def _cache_rows(self) -> int:
-        return max(1, CACHE_BYTES // (4 * self._keys.shape[2]))
+        at_once = CACHE_BYTES if self.device.type == "cpu" else GPU_TILE_BYTES
+        return max(1, at_once // (4 * self._keys.shape[2]))
 
     def load(self, start_frame: int, stop_frame: int, *, released: bool = False) -> "LoadedFrames":
         """The frames start to stop (exclusive), ready for their rows to be computed, by any thread.

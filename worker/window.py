@@ -131,8 +131,10 @@ class Window:
         out.copy_(self._rows[start:stop])
 
     def _pieces(self, index: Tensor) -> list[slice | Tensor]:
-        """Rows of these indices, cut to pieces: slices of many side by side, the others together."""
-        runs = index.tensor_split(((index.diff() > 1).nonzero()[:, 0] + 1).cpu())
+        """Rows of these indices, cut to pieces; on a CPU slices of many side by side, and the others together."""
+        if index.device.type != "cpu":  # copies are quick there, and to ask where they lie is not
+            return list(index.split(self._columns))  # type: ignore[no-untyped-call]
+        runs = index.tensor_split((index.diff() > 1).nonzero()[:, 0] + 1)
         pieces: list[slice | Tensor] = [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run) >= RUN]
         if alone := [run for run in runs if len(run) < RUN]:
             pieces += torch.cat(alone).split(self._columns)  # type: ignore[no-untyped-call]
