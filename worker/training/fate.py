@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from worker.clip import PatchGrid
 from worker.motion import motion_energy
 from worker.training.pack import Pack
-from worker.training.scenes import CANVAS, Cutout
+from worker.training.sprites import CANVAS, Cutout
 
 PATCH = 8
 MOVES, RESTS = 0.6, 0.2  # energy above which a patch surely moves, below which it surely rests

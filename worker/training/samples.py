@@ -18,7 +18,7 @@ from worker.training.pack import Pack
 from worker.training.scenes import Scene, draw_scene
 
 GROUPS = 16  # labels told apart in one sample, ground included
-GENERATED, PASTED = 0.35, 0.4  # shares; the rest is real
+GENERATED, PASTED = 0.2, 0.5  # shares; the rest is real
 FARTHEST = 8  # labelled frames between the two of a real pair
 
 
@@ -70,9 +70,11 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         rng = np.random.default_rng((self.seed, number))
         kind = rng.random()
         if kind < GENERATED:
-            scene = draw_scene(rng, size=self.size, cutouts=self.fate.cutouts)
+            scene = draw_scene(rng, size=self.size, cutouts=self.fate.cutouts, fabrics=self.pack.frames)
         elif kind < GENERATED + PASTED or not len(self.with_objects):
-            scene = draw_scene(rng, size=self.size, grounds=self._real_pair(rng), cutouts=self.fate.cutouts)
+            scene = draw_scene(
+                rng, size=self.size, grounds=self._real_pair(rng), cutouts=self.fate.cutouts, fabrics=self.pack.frames
+            )
         else:
             frames, labels = self._real_pair(rng, with_objects=True)
             scene = Scene(frames, labels)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.training.scenes import CANVAS, Cutout, Scene, draw_scene
+from worker.training.scenes import Scene, draw_scene
+from worker.training.sprites import CANVAS, Cutout
 
 
 @settings(max_examples=15, deadline=None)
