@@ -52,7 +52,7 @@ train-tiny: .venv/.worker ## train the packaged model again, from the folders in
 	@test -n "$(VIDEOS)" || { echo "name the folders of videos: make train-tiny VIDEOS='a b'"; exit 2; }
 	@mkdir -p out
 	@nice -n 10 $(BIN)/uvos-worker train backbone $(foreach folder,$(VIDEOS),--videos $(folder)) \
-		--steps 6000 --batch 4 --rate 6e-4 --seed 0 --out out/tiny.safetensors
+		--steps 4000 --batch 4 --rate 6e-4 --seed 0 --out out/tiny.safetensors
 
 clean: ## remove what was installed and made
 	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
