@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from worker.formats.overlay import blend
+from worker.formats.palette import palette
+
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "service" / "page" / "sample.mp4"
 IMAGES = ROOT / "docs" / "images"
 FRAME = 12
 SECONDS = 1
 WIDTH = 427
-OPACITY = 0.62
 REAL = ("car-turn", "flamingo", "mallard-water")
 REAL_FRAMES = (0, 12, 24, 36)
 ROWS = {
@@ -38,7 +40,7 @@ def main() -> None:
             format="rgb24"
         )
     for name, row in ROWS.items():
-        cells = [_cell(picture, _labels(options), title) for title, options in row]
+        cells = [_cell(blend(picture, _labels(options)), title) for title, options in row]
         strip = np.concatenate(cells, axis=1)
         Image.fromarray(strip).quantize(192).save(IMAGES / f"{name}.png", optimize=True)
     if sys.argv[1:]:
@@ -48,7 +50,7 @@ def main() -> None:
         )
 
 
-def _labels(options: list[str]) -> NDArray[np.uint8]:
+def _labels(options: list[str]) -> NDArray[np.uint16]:
     """The label map of one frame of the sample, by the packaged model."""
     return _segmented(SAMPLE, ["--end", str(SECONDS), *options], [FRAME])[0]
 
@@ -56,32 +58,25 @@ def _labels(options: list[str]) -> NDArray[np.uint8]:
 def _real(sequence: Path) -> NDArray[np.uint8]:
     """The masks of some frames of a sequence, side by side."""
     found = _segmented(sequence, [], REAL_FRAMES)
-    nothing = np.zeros((*found[0].shape, 3), np.uint8)
     titles = [f"{sequence.name}, frame {frame}" for frame in REAL_FRAMES]
-    return np.concatenate([_cell(nothing, labels, title) for labels, title in zip(found, titles, strict=True)], axis=1)
+    cells = [_cell(palette()[labels], title) for labels, title in zip(found, titles, strict=True)]
+    return np.concatenate(cells, axis=1)
 
 
-def _segmented(source: Path, options: list[str], frames: Sequence[int]) -> list[NDArray[np.uint8]]:
+def _segmented(source: Path, options: list[str], frames: Sequence[int]) -> list[NDArray[np.uint16]]:
     """Label maps of some frames, by the packaged model."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [sys.executable, "-m", "worker.cli", "segment", str(source), "--out", str(out), "--format", "png"]
         subprocess.run([*command, *options], check=True, cwd=ROOT)
         masks = out / "levels" / json.loads((out / "manifest.json").read_text())["levels"][0]["name"] / "masks"
-        return [np.asarray(Image.open(masks / f"{frame:05d}.png")) for frame in frames]
+        return [np.asarray(Image.open(masks / f"{frame:05d}.png"), np.uint16) for frame in frames]
 
 
-def _cell(picture: NDArray[np.uint8], labels: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """A picture under its masks; where there is no picture, the masks' own colours."""
-    colors = np.array([(255, 93, 93), (61, 139, 255), (255, 197, 61), (37, 194, 122), (176, 108, 255), (24, 197, 217)])
-    opacity = OPACITY if picture.any() else 1
-    over = np.where(
-        labels[..., None] > 0,
-        (1 - opacity) * picture + opacity * colors[(labels.astype(int) - 1) % len(colors)],
-        0.75 * picture,
-    ).astype(np.uint8)
-    height = round(WIDTH * over.shape[0] / over.shape[1])
-    image = Image.fromarray(over).resize((WIDTH, height), Image.Resampling.LANCZOS)
+def _cell(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
+    """A picture at the pictures' width, with a title."""
+    height = round(WIDTH * picture.shape[0] / picture.shape[1])
+    image = Image.fromarray(picture).resize((WIDTH, height), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 0, 12 + 9 * len(title), 24), fill=(20, 20, 28))
     draw.text((8, 5), title, fill=(255, 255, 255), font=ImageFont.load_default(14))
