@@ -11,6 +11,7 @@ from worker.training.figures import draw_figure, draw_limb, place_parts
 from worker.training.textures import Picture, Style, draw_style, draw_surface
 
 CANVAS = 128  # pixels a side
+SQUARE = (CANVAS, CANVAS)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,10 @@ class DrawnSprite:
 
     def __init__(self, rng: np.random.Generator, styles: list[Style], fabrics: NDArray[np.uint8] | None) -> None:
         self.kind = str(rng.choice(["blob", "polygon", "body", "body"]))
-        known = styles[int(rng.integers(len(styles)))]
-        style = known if rng.random() < 0.25 else draw_style(rng)  # like-textured now and then
-        styles.append(style)
-        self.textures = [draw_surface(rng, style, fabrics, (CANVAS, CANVAS))]
+        style = _draw_own_style(rng, styles)
+        self.textures = [draw_surface(rng, style, fabrics, SQUARE)]
         other = draw_style(rng) if rng.random() < 0.5 else style
-        self.textures.append(draw_surface(rng, other, fabrics, (CANVAS, CANVAS)))
+        self.textures.append(draw_surface(rng, other, fabrics, SQUARE))
         self.light = _draw_light(rng)
         angles = np.linspace(0, 6.28, 48, endpoint=False)
         if self.kind == "polygon":
@@ -81,15 +80,11 @@ class FigureSprite:
 
     def __init__(self, rng: np.random.Generator, styles: list[Style], fabrics: NDArray[np.uint8] | None) -> None:
         self.parts = draw_figure(rng)
-        known = styles[int(rng.integers(len(styles)))]
-        first = known if rng.random() < 0.25 else draw_style(rng)
-        styles.append(first)
+        first = _draw_own_style(rng, styles)
         alike = rng.random() < 0.35  # one coat all over, as most beasts have
-        self.surfaces = [draw_surface(rng, first, fabrics, (CANVAS, CANVAS))]
+        self.surfaces = [draw_surface(rng, first, fabrics, SQUARE)]
         for _ in range(3):
-            self.surfaces.append(
-                self.surfaces[0] if alike else draw_surface(rng, draw_style(rng), fabrics, (CANVAS, CANVAS))
-            )
+            self.surfaces.append(self.surfaces[0] if alike else draw_surface(rng, draw_style(rng), fabrics, SQUARE))
         self.light = _draw_light(rng)
         self.dimmed = rng.uniform(0.6, 1.0)  # parts drawn first are the far ones
         self.side = -1 if rng.random() < 0.5 else 1
@@ -125,6 +120,14 @@ class CutoutSprite:
 
     def draw(self, _time: float) -> tuple[Picture, NDArray[np.uint8]]:
         return self.picture, self.alpha
+
+
+def _draw_own_style(rng: np.random.Generator, styles: list[Style]) -> Style:
+    """An object's style, added to `styles`: now and then one that the ground or another object wears."""
+    known = styles[int(rng.integers(len(styles)))]
+    style = known if rng.random() < 0.25 else draw_style(rng)
+    styles.append(style)
+    return style
 
 
 def _draw_light(rng: np.random.Generator) -> Picture:
