@@ -295,7 +295,7 @@ def _project(
     grid = backbone.grid(size)
     tell(Stage.features, 0, len(frames))
     energy = motion_energy(frames, grid) if motion is Motion.on else None
-    mover = movers(energy) if energy is not None else None
+    moving = () if energy is None else (energy, movers(energy))
     batch = backbone.batch_size(size)
     kept = set(keyed)
     keys: list[Tensor] = []
@@ -306,9 +306,9 @@ def _project(
             tell(Stage.features, start, len(frames))
             stop = min(start + batch, len(frames))
             part = backbone.project(_to_device(frames[start:stop], backbone.device), size=size)
-            if energy is not None and mover is not None:
-                moving = [torch.from_numpy(of[start:stop]).flatten(1).to(backbone.device) for of in (energy, mover)]
-                part = Projections(*join_motion(part.queries, part.keys, *moving))
+            if moving:
+                now = [torch.from_numpy(of[start:stop]).flatten(1).to(backbone.device) for of in moving]
+                part = Projections(*join_motion(part.queries, part.keys, *now))
             if queries is None:
                 shape, dtype = part.queries.shape[1:], np.uint16 if bits else np.float32
                 queries = stack.enter_context(Spool(work, row_shape=shape, dtype=dtype, name="queries.spool"))
