@@ -5,7 +5,7 @@
     jobs/<id>/input             the video, until the job has ended
     jobs/<id>/claims/<n>        what happened n-th: an execution began (its id), or the job ended (the end)
     jobs/<id>/deaths/<n>        a worker process died of this job
-    jobs/<id>/work/<execution>  what an execution writes
+    jobs/<id>/work              what each execution writes, a folder of its own for each
     jobs/<id>/end.json          how it ended, the last claim by another name; names the execution with the result
     jobs/<id>/deliveries/<n>    the n-th attempt to tell the client's own server
     open/<id>                   the job has not ended
