@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker import kernels
+from worker import kernels, loops
 from worker.clip import PatchGrid
 from worker.crew import Crew
 
 TILE_ROWS = 128  # of one thread's product: below, products are slower, above nothing is gained
-CACHE_BYTES = 2**20  # of one head's scores that are worked on at once: with their mean they stay in a core's cache
-GPU_TILE_BYTES = 2**28
+TILE_BYTES, GPU_TILE_BYTES = 2**20, 2**28  # of one head's scores: of few key tokens, rows are many
 LARGEST_LOG = 87.0  # exp of it is still finite in float32, and of its negative above zero
 
 
@@ -125,11 +124,9 @@ class AttentionMaps:
             self._pooling = _Pooling(pool, key_frame_count, grid)
             self.key_tokens = self._pooling.key_tokens
         self._kernels = kernels.available(self.device)
-        rounded = self._rounded(keys.float()).permute(1, 2, 0)  # (heads, d, K*N)
-        # Kernels scale scores themselves; elsewhere the keys are.
-        self._scale = keys.shape[-1] ** -0.5
-        self._unscaled_keys = rounded
-        scaled = rounded if self._kernels else rounded * self._scale
+        scaled = self._rounded(keys.float()).permute(1, 2, 0)  # (heads, d, K*N)
+        if not self._kernels:  # which scale scores themselves
+            scaled = scaled * keys.shape[-1] ** -0.5
         self._keys = scaled.to(dtype if self._kernels else torch.float32).contiguous()
         self._longest_key = float(self._keys.norm(dim=1).amax())
         self._scratch, self._lock = threading.local(), threading.Lock()
@@ -152,18 +149,11 @@ class AttentionMaps:
     @property
     def tile_rows(self) -> int:
         """How many rows are best computed at once, by one thread."""
-        return max(TILE_ROWS if self.device.type == "cpu" else 1, self._cache_rows)
+        least, tile_bytes = (TILE_ROWS, TILE_BYTES) if self.device.type == "cpu" else (1, GPU_TILE_BYTES)
+        return max(least, tile_bytes // (4 * self._keys.shape[2]))
 
-    @property
-    def _cache_rows(self) -> int:
-        at_once = CACHE_BYTES if self.device.type == "cpu" else GPU_TILE_BYTES
-        return max(1, at_once // (4 * self._keys.shape[2]))
-
-    def load(self, start_frame: int, stop_frame: int, *, released: bool = False) -> "LoadedFrames":
-        """The frames start to stop (exclusive), ready for their rows to be computed, by any thread.
-
-        With `released`, rows in float32 on a CPU are rounded step by step as the released code rounds them.
-        """
+    def load(self, start_frame: int, stop_frame: int) -> "LoadedFrames":
+        """The frames start to stop (exclusive), ready for their rows to be computed, by any thread."""
         if not 0 <= start_frame < stop_frame <= self.frame_count:
             raise IndexError(f"frames {start_frame} to {stop_frame} of {self.frame_count}")
         queries = self._read(start_frame, stop_frame).flatten(0, 1)
@@ -171,8 +161,7 @@ class AttentionMaps:
         # |q·k| <= |q||k|: where that is small, exponentials need no shift by the row's maximum.
         largest = LARGEST_LOG - math.log(self._keys.shape[2])
         safe = self._kernels or float(queries.norm(dim=-1).amax()) * self._longest_key < largest
-        released = released and not self._kernels and self.dtype == torch.float32 and self._pooling is None
-        return LoadedFrames(self, start_frame, stop_frame, queries, safe=safe, released=released)
+        return LoadedFrames(self, start_frame, stop_frame, queries, safe=safe)
 
     def kept(self, start_frame: int, stop_frame: int) -> Tensor | None:
         """Rows of frames that were computed before, in bfloat16, (b*N, K*N); None where they were not kept."""
@@ -201,14 +190,12 @@ class AttentionMaps:
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self.dtype).float()
 
-    def _attend(self, queries: Tensor, out: Tensor, *, safe: bool, released: bool) -> None:
+    def _attend(self, queries: Tensor, out: Tensor, *, safe: bool) -> None:
         """Rows of a tile of queries, (heads, n, d), into `out`, (n, K*N)."""
         began = time.perf_counter()
         mean = out if self._pooling is None else self._buffer("mean", queries.shape[1])
         if self._kernels:
             kernels.attend(queries.to(self.dtype).contiguous(), self._keys, mean)
-        elif released:
-            self._attend_as_released(queries, mean)
         else:
             self._attend_head_by_head(queries, safe, mean)
         if self._pooling is not None:
@@ -221,35 +208,9 @@ class AttentionMaps:
     def _attend_head_by_head(self, queries: Tensor, safe: bool, mean: Tensor) -> None:
         heads, count, _ = queries.shape
         scores = self._buffer("scores", count)
-        parts = self._cached(scores, mean)
         for head in range(heads):
             torch.mm(queries[head], self._keys[head], out=scores)
-            for weights, sums in parts:
-                if not safe:
-                    weights.sub_(weights.amax(-1, keepdim=True))
-                share = weights.exp_().sum(-1, keepdim=True).mul_(heads).reciprocal_()
-                if head == 0:
-                    torch.mul(weights, share, out=sums)
-                else:
-                    sums.addcmul_(weights, share)
-
-    def _attend_as_released(self, queries: Tensor, mean: Tensor) -> None:
-        """softmax(q·k / √d) and the mean over heads, and once more divided by the row's sum, all in that order."""
-        heads, count, _ = queries.shape
-        scores = self._buffer("scores", count)
-        parts = self._cached(scores, mean.zero_())
-        for head in range(heads):
-            torch.mm(queries[head], self._unscaled_keys[head], out=scores)
-            for weights, sums in parts:
-                sums.add_(torch.softmax(weights.mul_(self._scale), -1, out=weights))
-        for _, sums in parts:
-            sums.div_(heads)
-            sums.div_(sums.sum(-1, keepdim=True))
-
-    def _cached(self, scores: Tensor, mean: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Both tensors cut to what a core's cache holds: a product wants many rows at once, what follows few."""
-        cuts = list(range(0, len(scores), self._cache_rows)[1:])
-        return list(zip(scores.tensor_split(cuts), mean.tensor_split(cuts), strict=True))
+            loops.add_softmax(scores, mean, 1 / heads, shift=not safe, fresh=head == 0)
 
     def _buffer(self, name: str, count: int) -> Tensor:
         """A thread's own memory: touching new pages for every tile costs as much as the work."""
@@ -263,11 +224,9 @@ class AttentionMaps:
 class LoadedFrames:
     """Some frames' queries, from which rows are computed tile by tile, by any thread."""
 
-    def __init__(
-        self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor, *, safe: bool, released: bool
-    ) -> None:
+    def __init__(self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor, *, safe: bool) -> None:
         self._maps, self._stop_frame, self._queries = maps, stop_frame, queries
-        self._safe, self._released = safe, released
+        self._safe = safe
         self._keep = maps._keep(start_frame, stop_frame)
 
     def __len__(self) -> int:
@@ -285,7 +244,7 @@ class LoadedFrames:
         self._attend(self._queries[:, rows], out)
 
     def _attend(self, queries: Tensor, out: Tensor) -> None:
-        self._maps._attend(queries, out, safe=self._safe, released=self._released)
+        self._maps._attend(queries, out, safe=self._safe)
 
     def done(self) -> None:
         """All rows have been filled: what was kept of them may be used."""

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker import kernels
+from worker import kernels, loops
 from worker.attention import AttentionMaps
 from worker.crew import Crew
 from worker.divergence import (
     BFLOAT16_UNIT,
+    EPSILON,
     RELEASED_NOISE,
     SLACK,
     Factors,
@@ -31,7 +32,6 @@ BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on togeth
 CANDIDATES = 256  # rows among which new leaders are looked for at once
 PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
 PAIRS, GPU_PAIRS = 8, 2**12  # single pairs that are decided at once
-FACTOR_BYTES = 3 * 2**17  # of rows whose factors one thread makes at once: all of it stays in a core's cache
 DISTANCE_BYTES = 2**24  # of distances given out at once
 MEMORY_BYTES = 4 * 2**30
 
@@ -89,10 +89,9 @@ class _Block:
     def __init__(self, count: int, key_tokens: int, device: torch.device, crew: Crew, tile_rows: int) -> None:
         self._all_p = torch.empty(count, key_tokens, device=device)
         self._all_factors = Factors.empty(count, key_tokens, fast_dtype(device), device)
-        self._crew, self._tile_rows, self._scratch = crew, tile_rows, threading.local()
+        self._crew, self._tile_rows = crew, tile_rows
         self.p, self.factors = self._all_p, self._all_factors
         self.capacity = count
-        self._factor_rows = _factor_rows(min(count, tile_rows), key_tokens, device)
 
     @staticmethod
     def rows_of(key_tokens: int, device: torch.device) -> int:
@@ -106,25 +105,12 @@ class _Block:
 
         def work(start: int, stop: int) -> None:
             source(start, stop, self.p[start:stop])
-            if self.factors.rest is not None:
-                return
-            for first in range(start, stop, self._factor_rows):
-                some = slice(first, min(first + self._factor_rows, stop))
-                self.factors[some].fill(self.p[some], *self._spare(some.stop - first))
+            if self.factors.rest is None:
+                self.factors[start:stop].fill(self.p[start:stop])
 
         self._crew.run(work, count, self._crew.step(count, self._tile_rows), breathe)
         if self.factors.rest is not None:
-            self.factors.fill_all(self.p)
-
-    def _spare(self, count: int) -> tuple[Tensor, Tensor]:
-        if not hasattr(self._scratch, "log"):
-            shape = (self._factor_rows, self._all_p.shape[1])
-            self._scratch.log, self._scratch.spare = torch.empty(2, *shape, device=self._all_p.device)
-        return self._scratch.log[:count], self._scratch.spare[:count]
-
-
-def _factor_rows(most: int, key_tokens: int, device: torch.device) -> int:
-    return min(most, max(1, FACTOR_BYTES // (4 * key_tokens))) if device.type == "cpu" else most
+            self.factors.fill(self.p)
 
 
 class _Leaders:
@@ -213,12 +199,7 @@ class _Leaders:
     def _add_members(self, labels: Tensor, block: _Block) -> None:
         sums, members = self._sums[: self.count], self._members[: self.count]
         if labels.device.type == "cpu":
-
-            def work(start: int, stop: int) -> None:
-                sums[:, start:stop].index_add_(0, labels, block.p[:, start:stop])
-
-            keys = sums.shape[1]
-            self._crew.run(work, keys, self._crew.step(keys, keys))
+            sums.index_add_(0, labels, block.p)
             members.add_(torch.bincount(labels, minlength=self.count))
             return
         # On a GPU index_add_ adds in an order that differs from run to run; a product does not.
@@ -427,7 +408,7 @@ def windowed(
     for first in range(0, maps.frame_count, WINDOW):
         breathe = job.report(first)
         breathe()
-        window.fill(maps.load(first, min(first + WINDOW, maps.frame_count), released=True), taus, breathe)
+        window.fill(maps.load(first, min(first + WINDOW, maps.frame_count)), taus, breathe)
         for level, (tau, means, labels) in enumerate(zip(taus, centroids, parents, strict=True)):
             window.smooth(level, breathe)
             walk = job.leaders(tau, released=True)
@@ -536,21 +517,14 @@ class _Centres:
         if not hasattr(self._scratch, "p"):
             shape = (self._maps.tile_rows, self._maps.key_tokens)
             self._scratch.p, self._scratch.log = torch.empty(2, *shape, device=self._maps.device)
-            rows = _factor_rows(*shape, self._maps.device)
-            self._scratch.products = torch.empty(rows, shape[1], device=self._maps.device)
         return self._scratch.p[:count], self._scratch.log[:count]
 
     def _measure(self, p: Tensor, found: Sequence[Tensor]) -> None:
         _, log = self._spare(len(p))
-        own = torch.empty(len(p), 1, device=p.device)
-        step = len(self._scratch.products)
-        for start in range(0, len(p), step):
-            some = slice(start, min(start + step, len(p)))
-            products = self._scratch.products[: some.stop - start]
-            torch.mul(p[some], log_density(p[some], log[some]), out=products)
-            torch.sum(products, -1, keepdim=True, out=own[some])
+        own = torch.empty(len(p), device=p.device)
+        loops.logs_and_own(p, log, own, epsilon=EPSILON)
         for centroids, logs, owns, out in zip(self._levels, self._logs, self._owns, found, strict=True):
-            torch.add(own, owns, out=out)
+            torch.add(own[:, None], owns, out=out)
             out.addmm_(p, logs.T, alpha=-1).addmm_(log, centroids.T, alpha=-1)
 
 
@@ -580,7 +554,7 @@ class _QuickCentres:
         self._factors = []
         for p in levels:
             factors = Factors.empty(len(p), p.shape[1], fast_dtype(p.device), p.device)
-            factors.fill_all(p)
+            factors.fill(p)
             self._factors.append(factors)
 
     def measure(self, first: int, last: int, breathe: Callable[[], None]) -> list[Tensor]:

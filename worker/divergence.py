@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from worker import kernels
+from worker import kernels, loops
 
 EPSILON = 1e-12  # keeps log finite, far below 1 / k
 BFLOAT16_UNIT = 2.0**-8  # the largest relative error of rounding to bfloat16, which has 8 significant bits
@@ -54,9 +54,9 @@ def pair_divergences(p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor
     """J of the pairs (p[row], q[other]), as the sum is written, in float32: (n,)."""
     if kernels.available(p.device):
         return kernels.pair_divergences(p, row, q, other, epsilon=EPSILON)
-    p, q = p.index_select(0, row), q.index_select(0, other)  # much quicker than p[row]
-    difference = p - q
-    return p.clamp_(min=EPSILON).div_(q.clamp_(min=EPSILON)).log_().mul_(difference).sum(-1)
+    out = torch.empty(len(row), device=p.device)
+    loops.pair_divergences(p, row, q, other, out, epsilon=EPSILON)
+    return out
 
 
 def released_log(p: Tensor, out: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Factors:
         log: log(p·k), likewise.
         own: sum p·log(p·k) of the factors as they are rounded, (n,) float32. Thereby J of equal rows is 0, and
             the rounding errors of a pair of rows are those of their differences.
-        spread: sqrt(sum p·log(p·k)^2), (n,) float32: how far rounding may reach.
+        spread: sqrt(sum p·log(p·k)^2), (n,) float32: how far rounding to bfloat16 may reach.
         rest: On a GPU also what rounding left of the rows, (n, k) bfloat16: p + rest is float32's p, nearly.
     """
 
@@ -132,19 +132,15 @@ class Factors:
     def __setitem__(self, index: slice, rows: "Factors") -> None:
         self.p[index], self.log[index], self.own[index], self.spread[index] = rows.p, rows.log, rows.own, rows.spread
 
-    def fill(self, p: Tensor, log: Tensor, spare: Tensor) -> None:
-        """Make rows ready, (n, k) float32; `log` and `spare` are scratch memory of the same shape."""
-        log_density(p, log)
-        self.p.copy_(p)
-        self.log.copy_(log)
-        rounded, rounded_log = (p, log) if self.p.dtype == torch.float32 else (spare.copy_(self.p), log.copy_(self.log))
-        torch.sum(torch.mul(rounded, rounded_log, out=spare), -1, out=self.own)
-        torch.sum(spare.mul_(rounded_log), -1, out=self.spread).sqrt_()
-
-    def fill_all(self, p: Tensor) -> None:
-        """Make rows ready on a GPU, all at once."""
-        assert self.rest is not None
-        kernels.factors(p, self.p, self.rest, self.log, self.own, self.spread, epsilon=EPSILON)
+    def fill(self, p: Tensor) -> None:
+        """Make rows ready, (n, k) float32."""
+        if self.rest is not None:
+            kernels.factors(p, self.p, self.rest, self.log, self.own, self.spread, epsilon=EPSILON)
+        elif self.p.dtype == torch.bfloat16:
+            loops.factors(p, self.p, self.log, self.own, self.spread, epsilon=EPSILON)
+        else:
+            self.p.copy_(p)
+            loops.logs_and_own(p, self.log, self.own, epsilon=EPSILON)
 
     def doubt(self, tau: "float | Tensor", others: "Factors") -> Tensor:
         """How far beyond τ, at most, `near_enough` puts a pair whose J lies on the other side of it; per row, (n,).

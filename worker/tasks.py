@@ -14,6 +14,7 @@ from service.errors import InternalError, OutOfMemoryBudget, UvosError
 from service.models import find_model
 from service.settings import Settings
 from service.storage import Storage, full_is_an_answer
+from worker import loops
 from worker.decode import DecodeLimits
 from worker.loading import LoadedModel, choose_device, load_model
 from worker.pipeline import Budget, segment
@@ -45,7 +46,9 @@ class Runner:
         self._sandbox: list[str] = []
 
     def warm_up(self) -> None:
-        """Load the default model, so that the first job need not wait for it."""
+        """Load the default model and compile what a CPU runs, so that the first job need not wait for it."""
+        if self.device.type == "cpu":
+            loops.prepare()
         try:
             self.model(self.settings.default_model, Clustering.algorithm1)
         except UvosError as error:

@@ -46,13 +46,12 @@ def test_rows_are_the_mean_over_heads_of_the_softmax(scale):
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-@pytest.mark.parametrize("released", [False, True])
-@pytest.mark.parametrize(("tile_rows", "cache_bytes"), [(7, 4 * 18 * 3), (2, 1), (128, 4 * 18 * 5)])
-def test_nothing_depends_on_how_rows_are_cut(monkeypatch, scale, released, tile_rows, cache_bytes):
+@pytest.mark.parametrize(("tile_rows", "tile_bytes"), [(7, 1), (2, 4 * 18 * 5), (128, 1)])
+def test_nothing_depends_on_how_rows_are_cut(monkeypatch, scale, tile_rows, tile_bytes):
     monkeypatch.setattr(attention, "TILE_ROWS", tile_rows)
-    monkeypatch.setattr(attention, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(attention, "TILE_BYTES", tile_bytes)
     queries, keys = tokens(1, 2, 9, 3, 4, scale), tokens(2, 2, 9, 3, 4).flatten(0, 1)
-    frames = AttentionMaps(queries, keys).load(0, 2, released=released)
+    frames = AttentionMaps(queries, keys).load(0, 2)
     rows = torch.empty(18, 18)
     for start in range(0, 18, 5):
         frames.fill(start, min(start + 5, 18), rows[start : start + 5])

@@ -29,7 +29,7 @@ KINDS = st.sampled_from(["plain", "peaked", "flat", "alike", "zeros"])
 
 def factors_of(p, dtype):
     factors = Factors.empty(*p.shape, dtype, p.device)
-    factors.fill(p, torch.empty_like(p), torch.empty_like(p))
+    factors.fill(p)
     return factors
 
 
