@@ -88,6 +88,38 @@ class Decoded:
     """What the decoder was confined by."""
 
 
+class Arrived:
+    """The frames that a decoder has written so far, while it goes on with the next.
+
+    A decoder that was lost and is started once more begins with one of its own.
+
+    Attributes:
+        count: How many there are.
+        video_size: (H, W) in pixels of the video as shown.
+    """
+
+    def __init__(self, spool: IO[bytes], size: tuple[int, int], video_size: tuple[int, int]) -> None:
+        self._spool, self._size = spool, size
+        self.video_size = video_size
+        self.count = 0
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The frames start to stop (exclusive), RGB, (stop - start, H, W, 3)."""
+        # By plain reads: the decoder could still shorten the file under a map.
+        frame_bytes = self._size[0] * self._size[1] * 3
+        data = os.pread(self._spool.fileno(), (stop - start) * frame_bytes, start * frame_bytes)
+        if not 0 <= start < stop <= self.count or len(data) != (stop - start) * frame_bytes:
+            raise UnreadableVideo("the decoder wrote fewer frames than it announced")
+        return np.frombuffer(data, np.uint8).reshape(stop - start, *self._size, 3)
+
+
+OnFrames = Callable[[Arrived], None]
+"""Called whenever the decoder has nothing to say yet; what it raises ends the decoder and passes through.
+
+What it does delays the next word of the decoder, such as a refusal: so no more than a second's work at once.
+"""
+
+
 def read_clip(
     path: Path,
     *,
@@ -101,6 +133,7 @@ def read_clip(
     fps: float | None = None,
     limits: DecodeLimits,
     on_progress: Progress | None = None,
+    on_frames: OnFrames | None = None,
 ) -> Decoded:
     """Decode a video, or a part of it, at the size a model looks at.
 
@@ -114,6 +147,7 @@ def read_clip(
         fps: Keep at most this many frames a second, evenly; None: all.
         limits: What is refused.
         on_progress: Told at least every `TICK_S`, and at the end; what it raises ends the decoder and passes through.
+        on_frames: Given the frames that are there while the decoder works on the next.
 
     Returns:
         The clip as a read-only memory map, so that a long video is not held in anonymous memory.
@@ -128,7 +162,7 @@ def read_clip(
     selection = _Selection(start, end, fps)
     target = _Target(short_side, patch, resolution, native)
     with path.open("rb") as video, _digest_of(path) as digest:
-        return _decode(_Input(video), selection, target, work, limits, on_progress, digest)
+        return _decode(_Input(video), selection, target, work, limits, on_progress, on_frames, digest)
 
 
 def read_folder(
@@ -144,6 +178,7 @@ def read_folder(
     fps: float | None = None,
     limits: DecodeLimits,
     on_progress: Progress | None = None,
+    on_frames: OnFrames | None = None,
 ) -> Decoded:
     """Read a folder of JPEG or PNG frames, sorted by name: as `read_clip`, at `PICTURE_RATE` frames a second.
 
@@ -153,7 +188,7 @@ def read_folder(
     selection = _Selection(start, end, fps)
     target = _Target(short_side, patch, resolution, native)
     with _packed(path, work) as (pack, sha256):
-        return _decode(pack, selection, target, work, limits, on_progress, lambda: sha256)
+        return _decode(pack, selection, target, work, limits, on_progress, on_frames, lambda: sha256)
 
 
 def stream_frames(
@@ -281,11 +316,12 @@ def _decode(
     work: Path,
     limits: DecodeLimits,
     on_progress: Progress | None,
+    on_frames: OnFrames | None,
     digest: Callable[[], str],
 ) -> Decoded:
     for threads in _attempts():
         try:
-            return _decode_once(source, selection, target, work, limits, on_progress, digest, threads)
+            return _decode_once(source, selection, target, work, limits, on_progress, on_frames, digest, threads)
         except DecoderLost as lost:
             error = lost.error
     raise error
@@ -298,6 +334,7 @@ def _decode_once(
     work: Path,
     limits: DecodeLimits,
     on_progress: Progress | None,
+    on_frames: OnFrames | None,
     digest: Callable[[], str],
     threads: int,
 ) -> Decoded:
@@ -307,9 +344,16 @@ def _decode_once(
             order, timeout_s=limits.timeout_s, stall_s=limits.stall_s, on_progress=on_progress
         ) as decoder:
             size = decoder.answer(target.of)
+            assert decoder.video is not None
+            arrived = Arrived(spool, size, decoder.video.size)
             times = []
-            while (seconds := decoder.next_frame()) is not None:
+            while True:
+                if on_frames is not None and not decoder.has_spoken():
+                    on_frames(arrived)
+                if (seconds := decoder.next_frame()) is None:
+                    break
                 times.append(seconds)
+                arrived.count += 1
         # The decoder has ended: from here on nobody can shorten the file under the map.
         if os.fstat(spool.fileno()).st_size != len(times) * size[0] * size[1] * 3:
             raise UnreadableVideo("the decoder wrote other frames than it announced")

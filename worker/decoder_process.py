@@ -188,6 +188,12 @@ class DecoderProcess:
             self._stdin.write(b"%d %d\n" % size)
         return size
 
+    def has_spoken(self) -> bool:
+        """Whether there is something to hear, or the process is gone: `next_frame` then need not wait long."""
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
+        return b"\n" in self._buffer or bool(poll.poll(0))
+
     def next_frame(self) -> float | None:
         """The time of the next frame in seconds, once it is there; None after the last one."""
         message = self._message()

@@ -3,9 +3,9 @@
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,9 +34,9 @@ from service.contract import (
 from service.errors import OutOfMemoryBudget
 from worker.attention import AttentionMaps, key_frames, released_key_frames
 from worker.backbone import Projections
-from worker.clip import PatchGrid, model_size
+from worker.clip import Clip, PatchGrid, model_size
 from worker.clustering import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
-from worker.decode import Decoded, DecodeLimits, read_clip, read_folder, stream_frames
+from worker.decode import Arrived, Decoded, DecodeLimits, OnFrames, read_clip, read_folder, stream_frames
 from worker.formats.overlay import OverlayWriter
 from worker.formats.palette import color, write_png
 from worker.formats.rle import RleWriter, Runs
@@ -161,9 +161,11 @@ def segment(
     tell = on_progress or (lambda *_: None)
     watch = Stopwatch()
     with ExitStack() as open_files:
+        projector = open_files.enter_context(_Projector(params, model, out))
         with watch.stage(Stage.decode):
-            decoded = _decode(source, params, model, out, budget.decode, tell)
-        size = _model_size(decoded, params, model)
+            decoded = _decode(source, params, model, out, budget.decode, tell, projector.take)
+        watch.move(projector.seconds, source=Stage.decode, target=Stage.features)
+        size = _model_size(decoded.clip.video_size, params, model)
         grid = model.backbone.grid(size)
         frame_count = len(decoded.clip.frames)
         keyed, warnings = _key_frames(frame_count, params, grid, budget.max_key_tokens)
@@ -179,7 +181,7 @@ def segment(
                 )
             )
         with watch.stage(Stage.features):
-            projected = open_files.enter_context(_project(decoded, model, size, keyed, params.motion, out, tell))
+            projected = projector.finish(decoded.clip, keyed, tell)
         maps = AttentionMaps(
             projected.queries,
             projected.keys,
@@ -232,7 +234,13 @@ def segment(
 
 
 def _decode(
-    source: Path, params: JobParams, model: LoadedModel, work: Path, limits: DecodeLimits, tell: Progress
+    source: Path,
+    params: JobParams,
+    model: LoadedModel,
+    work: Path,
+    limits: DecodeLimits,
+    tell: Progress,
+    on_frames: OnFrames,
 ) -> Decoded:
     read = read_folder if source.is_dir() else read_clip
     return read(
@@ -248,12 +256,13 @@ def _decode(
         fps=params.fps,
         limits=limits,
         on_progress=lambda done, total: tell(Stage.decode, done, total),
+        on_frames=on_frames,
     )
 
 
-def _model_size(decoded: Decoded, params: JobParams, model: LoadedModel) -> tuple[int, int]:
+def _model_size(video_size: tuple[int, int], params: JobParams, model: LoadedModel) -> tuple[int, int]:
     return model_size(
-        decoded.clip.video_size,
+        video_size,
         short_side=model.entry.short_side,
         patch=model.backbone.patch,
         resolution=params.resolution,
@@ -279,44 +288,87 @@ def _key_frames(
     ]
 
 
-@contextmanager
-def _project(
-    decoded: Decoded,
-    model: LoadedModel,
-    size: tuple[int, int],
-    keyed: list[int],
-    motion: Motion,
-    work: Path,
-    tell: Progress,
-) -> Iterator[Projected]:
-    """Queries of all frames and keys of the key frames."""
-    frames = decoded.clip.frames
-    backbone = model.backbone
-    grid = backbone.grid(size)
-    tell(Stage.features, 0, len(frames))
-    energy = motion_energy(frames, grid) if motion is Motion.on else None
-    moving = () if energy is None else (energy, movers(energy))
-    batch = backbone.batch_size(size)
-    kept = set(keyed)
-    keys: list[Tensor] = []
-    bits = model.dtype != "float32"
-    with ExitStack() as stack:
-        queries: Spool | None = None
-        for start in range(0, len(frames), batch):
+class _Projector(AbstractContextManager["_Projector"]):
+    """Queries of all frames and keys of the key frames: batch by batch, from when there are frames enough for one.
+
+    Which frames are key frames is known when all are decoded. Of those that were projected before, the keys lie on
+    disk until then.
+
+    Attributes:
+        seconds: Spent on frames while others were being decoded.
+    """
+
+    def __init__(self, params: JobParams, model: LoadedModel, work: Path) -> None:
+        self._params, self._model, self._work = params, model, work
+        self._bits = model.dtype != "float32"
+        self._arrived: Arrived | None = None
+        self._queries: Spool | None = None
+        self._early_keys: Spool | None = None
+        self.seconds = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for spool in (self._queries, self._early_keys):
+            if spool is not None:
+                spool.close()
+
+    def take(self, arrived: Arrived) -> None:
+        """Project a batch of the frames that have arrived, if there are so many that were not projected yet."""
+        if self._params.motion is Motion.on:  # it looks at frames before and after
+            return
+        began = time.perf_counter()
+        if arrived is not self._arrived:  # also where a decoder was lost: the next one begins from the start
+            self.__exit__()
+            self._arrived, self._queries, self._early_keys = arrived, None, None
+        size = _model_size(arrived.video_size, self._params, self._model)
+        done = 0 if self._queries is None else len(self._queries)
+        stop = done + self._model.backbone.batch_size(size)
+        if stop <= arrived.count:
+            part = self._project(arrived.read(done, stop), size)
+            if self._early_keys is None:
+                self._early_keys = Spool(self._work, row_shape=part.keys.shape[1:], dtype=np.float32, name="keys.spool")
+            self._early_keys.append(part.keys.cpu().numpy())
+        self.seconds += time.perf_counter() - began
+
+    def finish(self, clip: Clip, keyed: list[int], tell: Progress) -> Projected:
+        """Project the frames that are left."""
+        frames, backbone = clip.frames, self._model.backbone
+        size = _model_size(clip.video_size, self._params, self._model)
+        batch, grid = backbone.batch_size(size), backbone.grid(size)
+        early = 0 if self._queries is None else len(self._queries)
+        tell(Stage.features, early, len(frames))
+        energy = motion_energy(frames, grid) if self._params.motion is Motion.on else None
+        moving = () if energy is None else (energy, movers(energy))
+        keys = [self._early_key(frame) for frame in keyed if frame < early]
+        for start in range(early, len(frames), batch):
             tell(Stage.features, start, len(frames))
             stop = min(start + batch, len(frames))
-            part = backbone.project(_to_device(frames[start:stop], backbone.device), size=size)
-            if moving:
-                now = [torch.from_numpy(of[start:stop]).flatten(1).to(backbone.device) for of in moving]
-                part = Projections(*join_motion(part.queries, part.keys, *now))
-            if queries is None:
-                shape, dtype = part.queries.shape[1:], np.uint16 if bits else np.float32
-                queries = stack.enter_context(Spool(work, row_shape=shape, dtype=dtype, name="queries.spool"))
-            queries.append(_to_disk(part.queries, bits))
-            keys.extend(part.keys[frame - start] for frame in range(start, stop) if frame in kept)
+            part = self._project(frames[start:stop], size, [of[start:stop] for of in moving])
+            keys += [part.keys[frame - start] for frame in keyed if start <= frame < stop]
         tell(Stage.features, len(frames), len(frames))
-        assert queries is not None
-        yield Projected(queries, torch.cat(keys), energy)
+        if self._early_keys is not None:
+            self._early_keys.close()
+        assert self._queries is not None
+        return Projected(self._queries, torch.cat(keys), energy)
+
+    def _project(
+        self, frames: NDArray[np.uint8], size: tuple[int, int], moving: Sequence[NDArray[np.generic]] = ()
+    ) -> Projections:
+        """Queries, which go to disk, and keys of some frames."""
+        backbone = self._model.backbone
+        part = backbone.project(_to_device(frames, backbone.device), size=size)
+        if moving:
+            now = [torch.from_numpy(of).flatten(1).to(backbone.device) for of in moving]
+            part = Projections(*join_motion(part.queries, part.keys, *now))
+        if self._queries is None:
+            dtype = np.uint16 if self._bits else np.float32
+            self._queries = Spool(self._work, row_shape=part.queries.shape[1:], dtype=dtype, name="queries.spool")
+        self._queries.append(_to_disk(part.queries, self._bits))
+        return part
+
+    def _early_key(self, frame: int) -> Tensor:
+        """Of one key frame, (N, heads, d)."""
+        assert self._early_keys is not None
+        return torch.from_numpy(self._early_keys.read(frame, frame + 1)[0]).to(self._model.backbone.device)
 
 
 def _to_device(frames: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -39,7 +39,7 @@ from service.errors import (
 from tests.videos import Shape, make_scene, write_video
 from worker import decode
 from worker.clip import LONG_SIDE_TOKENS, model_size
-from worker.decode import Decoded, DecodeLimits, read_clip, read_folder, stream_frames
+from worker.decode import Arrived, Decoded, DecodeLimits, read_clip, read_folder, stream_frames
 from worker.decoder import Selection
 from worker.sources import matroska_size
 
@@ -360,6 +360,60 @@ def test_a_stream_of_a_broken_file_says_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UnreadableVideo, match="ends early"):
         list(stream_frames(path, limits=LIMITS))
+
+
+# --- frames while others are decoded
+
+
+def test_frames_that_have_arrived_are_those_of_the_clip(long_clip: Path) -> None:
+    seen: dict[int, NDArray[np.uint8]] = {}
+
+    def look(arrived: Arrived) -> None:
+        if arrived.count and arrived.count - 1 not in seen:
+            seen[arrived.count - 1] = arrived.read(arrived.count - 1, arrived.count)[0]
+            assert arrived.video_size == (48, 64)
+
+    clip = read(long_clip, short_side=48, on_frames=look).clip
+    assert seen, "the decoder never let anyone wait"
+    for index, frame in seen.items():
+        np.testing.assert_array_equal(frame, clip.frames[index])
+
+
+def test_frames_that_have_not_arrived_cannot_be_read(clip: Path) -> None:
+    with pytest.raises(UnreadableVideo, match="fewer frames than it announced"):
+        read(clip, on_frames=lambda arrived: arrived.read(arrived.count, arrived.count + 1))
+    assert decoders() == []
+
+
+def test_what_a_file_is_refused_for_is_heard_before_more_work_is_done(long_clip: Path) -> None:
+    """Were every frame worked on before the next is heard of, this would take half a minute."""
+    calls = 0
+
+    def work(_: Arrived) -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.2)
+
+    with pytest.raises(TooManyFrames):
+        read(long_clip, short_side=48, limits=replace(LIMITS, max_frames=150), on_frames=work)
+    assert calls < 20
+
+
+def test_a_decoder_that_is_started_once_more_begins_with_the_first_frame(long_clip: Path) -> None:
+    begun: list[Arrived] = []
+
+    def look(arrived: Arrived) -> None:
+        if arrived not in begun:
+            begun.append(arrived)
+            assert arrived.count == 0
+            if len(begun) == 1:
+                os.kill(decoders()[0], signal.SIGKILL)
+
+    assert len(read(long_clip, short_side=48, on_frames=look).clip.frames) == 450
+    assert len(begun) == 2
+
+
+# --- folders
 
 
 def test_a_folder_is_read_in_the_order_of_names_as_pillow_reads_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from PIL import Image
 
 from service.contract import Clustering, JobParams, Manifest, Motion, Stage
-from service.errors import OutOfMemoryBudget, TooSmall
+from service.errors import OutOfMemoryBudget, TooSmall, UnreadableVideo
 from tests.videos import Shape, make_scene, write_video
-from tests.worker.stub import stub_model
+from tests.worker.stub import ColorBackbone, stub_model
+from worker.decoder_process import DecoderLost, DecoderProcess
 from worker.pipeline import Budget, Extras, segment
 
 SCENE = make_scene([Shape("square", 32, (48, 40), (0, 4)), Shape("square", 32, (48, 104))], frames=6, texture=4)
@@ -159,6 +161,50 @@ def test_every_stage_reports_its_frames_and_what_it_raises_ends_the_job(video: P
             assert name == "stopped"
     assert seen == dict.fromkeys(Stage, (6, 6))
     assert not (tmp_path / "stopped" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_makes_no_difference_how_many_frames_are_projected_while_others_are_decoded(
+    video: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ColorBackbone, "batch_size", lambda *_: 4)  # of 6 frames: two are left
+    found = {}
+    for name, spoken in (("none", lambda _: True), ("most", lambda _: False)):
+        monkeypatch.setattr(DecoderProcess, "has_spoken", spoken)
+        (tmp_path / name).mkdir()
+        told: list[int] = []
+        params = JobParams(model="stub", tau=[0.3], motion=Motion.off, key_ratio=0.5)
+        segment(
+            video,
+            params,
+            replace(stub_model(), dtype=dtype),
+            tmp_path / name,
+            budget=Budget(),
+            on_progress=lambda stage, done, _, told=told: told.append(done) if stage is Stage.features else None,
+        )
+        found[name] = masks(tmp_path / name, "0.3")
+        assert told[0] == {"none": 0, "most": 4}[name]
+        assert not list((tmp_path / name).glob("*.spool"))
+    np.testing.assert_array_equal(found["none"], found["most"])
+
+
+def test_a_decoder_that_is_lost_takes_its_frames_with_it(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [DecoderLost(UnreadableVideo("stuck"))]
+    next_frame = DecoderProcess.next_frame
+
+    def lose_once(self: DecoderProcess) -> float | None:
+        if self.frames == 4 and left:
+            raise left.pop()
+        return next_frame(self)
+
+    run(video, tmp_path / "whole")
+    monkeypatch.setattr(DecoderProcess, "has_spoken", lambda _: False)
+    monkeypatch.setattr(DecoderProcess, "next_frame", lose_once)
+    run(video, tmp_path / "lost")
+    assert not left
+    np.testing.assert_array_equal(masks(tmp_path / "lost"), masks(tmp_path / "whole"))
 
 
 def test_masks_are_drawn_and_encoded_ahead_while_the_frame_before_is_written(video: Path, tmp_path: Path) -> None:
