@@ -15,10 +15,13 @@ from worker.crew import Crew
 from worker.divergence import (
     BFLOAT16_UNIT,
     EPSILON,
+    GROUPS_SLACK,
     RELEASED_NOISE,
     SLACK,
     Factors,
     fast_dtype,
+    group_width,
+    grouped,
     log_density,
     near_enough,
     pair_divergences,
@@ -29,6 +32,7 @@ from worker.divergence import (
 from worker.window import WINDOW, Window
 
 BLOCK_BYTES, GPU_BLOCK_BYTES = 2**26, 2**30  # of rows that are worked on together, with their factors
+SHAPE_STEP = 64  # of rows and of leaders that are multiplied
 CANDIDATES = 256  # rows among which new leaders are looked for at once
 PRODUCT_ROWS = 256  # rows of one thread's product: below, products are slower
 PAIRS, GPU_PAIRS = 8, 2**12  # single pairs that are decided at once
@@ -83,34 +87,83 @@ class Level:
             raise ValueError(f"rounds do not lead to {len(self.centroids)} centroids: {counts = }, {sizes = }")
 
 
+@dataclass
+class _Rows:
+    """Rows, and what is made of them to compare them quickly.
+
+    Attributes:
+        p: The rows, (n, K*N) float32.
+        factors: Theirs.
+        coarse: Factors of their sums over groups of keys; None on a GPU, which compares all with all.
+    """
+
+    p: Tensor
+    factors: Factors
+    coarse: Factors | None
+
+    @classmethod
+    def empty(cls, count: int, key_tokens: int, device: torch.device) -> "_Rows":
+        dtype, coarse = fast_dtype(device), None
+        if device.type == "cpu":
+            coarse = Factors.empty(count, -(-key_tokens // group_width(key_tokens)), dtype, device)
+        p = torch.empty(count, key_tokens, device=device)
+        return cls(p, Factors.empty(count, key_tokens, dtype, device), coarse)
+
+    @staticmethod
+    def bytes_of(key_tokens: int, device: torch.device) -> int:
+        """The memory that one row takes, but for what is small beside it."""
+        return key_tokens * (4 + 2 * fast_dtype(device).itemsize)
+
+    def __len__(self) -> int:
+        return len(self.p)
+
+    def __getitem__(self, index: slice | Tensor) -> "_Rows":
+        p = self.p[index] if isinstance(index, slice) else self.p.index_select(0, index)
+        return _Rows(p, self.factors[index], None if self.coarse is None else self.coarse[index])
+
+    def __setitem__(self, index: slice, rows: "_Rows") -> None:
+        self.p[index], self.factors[index] = rows.p, rows.factors
+        if self.coarse is not None and rows.coarse is not None:
+            self.coarse[index] = rows.coarse
+
+    def first(self, count: int) -> "_Rows":
+        """The first rows, with what a GPU keeps of their rounding."""
+        some = slice(0, count)
+        return _Rows(self.p[some], self.factors.first(count), None if self.coarse is None else self.coarse[some])
+
+    def prepare(self) -> None:
+        """Make what is made of the rows."""
+        self.factors.fill(self.p)
+        if self.coarse is not None:
+            self.coarse.fill(grouped(self.p, group_width(self.p.shape[1])))
+
+
 class _Block:
-    """Rows that are worked on together, and their factors: memory that is filled again and again."""
+    """Rows that are worked on together: memory that is filled again and again."""
 
     def __init__(self, count: int, key_tokens: int, device: torch.device, crew: Crew, tile_rows: int) -> None:
-        self._all_p = torch.empty(count, key_tokens, device=device)
-        self._all_factors = Factors.empty(count, key_tokens, fast_dtype(device), device)
+        self._all = self.rows = _Rows.empty(count, key_tokens, device)
         self._crew, self._tile_rows = crew, tile_rows
-        self.p, self.factors = self._all_p, self._all_factors
         self.capacity = count
 
     @staticmethod
     def rows_of(key_tokens: int, device: torch.device) -> int:
         """How many rows make a block."""
         limit = BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
-        return max(1, limit // (key_tokens * (4 + 2 * fast_dtype(device).itemsize)))
+        return max(1, limit // _Rows.bytes_of(key_tokens, device))
 
     def fill(self, count: int, source: Source, breathe: Callable[[], None]) -> None:
         """Take `count` rows from `source(start, stop, out)`."""
-        self.p, self.factors = self._all_p[:count], self._all_factors.first(count)
+        rows = self.rows = self._all.first(count)
 
         def work(start: int, stop: int) -> None:
-            source(start, stop, self.p[start:stop])
-            if self.factors.rest is None:
-                self.factors[start:stop].fill(self.p[start:stop])
+            source(start, stop, rows.p[start:stop])
+            if rows.factors.rest is None:
+                rows[start:stop].prepare()
 
         self._crew.run(work, count, self._crew.step(count, self._tile_rows), breathe)
-        if self.factors.rest is not None:
-            self.factors.fill(self.p)
+        if rows.factors.rest is not None:
+            rows.prepare()
 
 
 class _Leaders:
@@ -120,8 +173,9 @@ class _Leaders:
     in order, and only the leaders' rows and the sums of their members stay. The distance is to the leader's own
     row; the centre is the mean of all members.
 
-    Most pairs are decided by products of the factors, which are quick and nearly exact. The few whose distance the
-    products leave in doubt are computed in float32, so that all are decided as float32 decides them.
+    Which leaders are looked at is decided by sums over groups of keys, J of which is never larger. Most of those pairs
+    are decided by products of the factors, which are quick and nearly exact. The few whose distance the products leave
+    in doubt are computed in float32, so that all are decided as float32 decides them.
 
     Args:
         tau: Merge threshold.
@@ -142,73 +196,84 @@ class _Leaders:
         self.count = 0
         self._members = torch.zeros(0, device=device)
         self._sums = torch.zeros(0, key_tokens, device=device)
-        self._p = torch.zeros(0, key_tokens, device=device)
-        self._factors = Factors.empty(0, key_tokens, fast_dtype(device), device)
+        self._rows = _Rows.empty(0, key_tokens, device)
 
     def take(self, block: _Block, breathe: Callable[[], None]) -> NDArray[np.int64]:
         """Assign rows, in order, to leaders old and new; returns the leader's index of each row."""
-        labels = self._join(block.p, block.factors, 0, breathe)
+        labels = self._join(block.rows, 0, breathe)
         rest, first_new = (labels < 0).nonzero()[:, 0], self.count
         for start in range(0, len(rest), CANDIDATES):
             breathe()
             candidates = rest[start : start + CANDIDATES]
             if self.count > first_new:
-                p, factors = block.p.index_select(0, candidates), block.factors[candidates]
-                labels[candidates] = self._join(p, factors, first_new, breathe)
+                rows = block.rows[_padded(candidates, candidates[-1:])]
+                labels[candidates] = self._join(rows, first_new, breathe)[: len(candidates)]
                 candidates = candidates[labels[candidates] < 0]
             if len(candidates):
-                p, factors = block.p.index_select(0, candidates), block.factors[candidates]
-                leaders, joined = _walk(self._within(p).cpu().numpy())
+                rows = block.rows[candidates]
+                leaders, joined = _walk(self._within(rows.p).cpu().numpy())
                 labels[candidates] = torch.from_numpy(joined + self.count).to(labels.device)
-                index = torch.from_numpy(leaders).to(labels.device)
-                self._add(p[index], factors[index])
-        self._add_members(labels, block)
+                self._add(rows[torch.from_numpy(leaders).to(labels.device)])
+        self._add_members(labels, block.rows)
         return labels.cpu().numpy()
 
     def means(self) -> Tensor:
         """The centres: the mean of each leader's members, (C, K*N)."""
         return self._sums[: self.count] / self._members[: self.count, None]
 
-    def _join(self, p: Tensor, factors: Factors, first: int, breathe: Callable[[], None]) -> Tensor:
+    def _join(self, rows: _Rows, first: int, breathe: Callable[[], None]) -> Tensor:
         """The earliest leader within τ of each row, from leader `first` on; -1 where there is none."""
+        p = rows.p
         if self.count == first:
             return torch.full((len(p),), -1, device=p.device)
-        leaders, exact = self._factors[first : self.count], self._p[first : self.count]
-        index = torch.arange(len(leaders), device=p.device)
         earliest = torch.empty(len(p), dtype=torch.int64, device=p.device)
         doubtful: list[Tensor] = []
 
         def decide(start: int, stop: int) -> None:
-            rows = factors[start:stop]
-            distances, doubt = near_enough(rows, leaders), self._doubt(rows, leaders)[:, None]
+            some = rows.factors[start:stop]
+            if rows.coarse is None or self._rows.coarse is None:
+                index = torch.arange(first, self.count, device=p.device)
+                others = self._rows.factors[first : self.count]
+            else:
+                index = self._candidates(rows.coarse[start:stop], self._rows.coarse, first)
+                others = self._rows.factors[index.clamp(max=self.count - 1)]
+            distances, doubt = near_enough(some, others), self._doubt(some, others)[:, None]
             near = self._compare(distances, self.tau - doubt)
-            earliest[start:stop] = torch.where(near, index, len(leaders)).amin(1)
+            earliest[start:stop] = torch.where(near, index, self.count).amin(1)
             # What lies behind a leader that takes the row in any case need not be known.
             unsure = self._compare(distances, self.tau + doubt) & (index < earliest[start:stop, None])
             if len(pairs := unsure.nonzero()):
-                pairs[:, 0] += start
-                doubtful.append(pairs)
+                doubtful.append(torch.stack([pairs[:, 0] + start, index[pairs[:, 1]]]))
 
-        self._crew.run(decide, len(p), PRODUCT_ROWS if p.device.type == "cpu" else len(p), breathe)
+        most = PRODUCT_ROWS if p.device.type == "cpu" else len(p)
+        self._crew.run(decide, len(p), self._crew.step(len(p), most), breathe)
         if doubtful:
-            row, leader = torch.cat(doubtful).T
-            near = self._compare(self._exact(p, row, exact, leader, breathe), self.tau)
+            row, leader = torch.cat(doubtful, 1)
+            near = self._compare(self._exact(p, row, self._rows.p, leader, breathe), self.tau)
             earliest.scatter_reduce_(0, row[near], leader[near], "amin")
-        return torch.where(earliest < len(leaders), earliest + first, -1)
+        return torch.where(earliest < self.count, earliest, -1)
 
-    def _add_members(self, labels: Tensor, block: _Block) -> None:
+    def _candidates(self, rows: Factors, leaders: Factors, first: int) -> Tensor:
+        """The leaders from `first` on that any of the coarse rows may be within τ of; then `count`, to pad."""
+        padded = leaders[: -(-self.count // SHAPE_STEP) * SHAPE_STEP]
+        least = near_enough(rows, padded)[:, first : self.count]
+        reach = self._doubt(rows, leaders[: self.count]).add_(self.tau + GROUPS_SLACK)
+        index = torch.arange(first, self.count, device=least.device)[(least <= reach[:, None]).any(0)]
+        return _padded(index, index.new_full((1,), self.count))
+
+    def _add_members(self, labels: Tensor, rows: _Rows) -> None:
         sums, members = self._sums[: self.count], self._members[: self.count]
         if labels.device.type == "cpu":
-            sums.index_add_(0, labels, block.p)
+            sums.index_add_(0, labels, rows.p)
             members.add_(torch.bincount(labels, minlength=self.count))
             return
         # On a GPU index_add_ adds in an order that differs from run to run; a product does not.
         belongs = labels == torch.arange(self.count, device=labels.device)[:, None]
         members.add_(belongs.sum(1))
-        if block.factors.rest is None:
-            sums.addmm_(belongs.float(), block.p)
+        if rows.factors.rest is None:
+            sums.addmm_(belongs.float(), rows.p)
         else:
-            for part in (block.factors.p, block.factors.rest):
+            for part in (rows.factors.p, rows.factors.rest):
                 sums.add_(torch.mm(belongs.to(part.dtype), part, out_dtype=torch.float32))
 
     def _doubt(self, rows: Factors, leaders: Factors) -> Tensor:
@@ -238,15 +303,15 @@ class _Leaders:
         own = released_own(p, log) if self._released else products.diagonal()
         return self._compare(own[:, None] + own[None, :] - (products + products.T), self.tau)
 
-    def _add(self, p: Tensor, factors: Factors) -> None:
-        if self.count + len(p) > len(self._sums):
-            self._grow(self.count + len(p))
-        new = slice(self.count, self.count + len(p))
-        self._p[new], self._factors[new] = p, factors
-        self.count += len(p)
+    def _add(self, rows: _Rows) -> None:
+        if self.count + len(rows) > len(self._sums):
+            self._grow(self.count + len(rows))
+        self._rows[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
 
     def _grow(self, wanted: int) -> None:
-        row_bytes = self._sums.shape[1] * (4 + 4 + 2 * self._factors.p.dtype.itemsize)
+        key_tokens, device = self._sums.shape[1], self._sums.device
+        row_bytes = 4 * key_tokens + _Rows.bytes_of(key_tokens, device)
         if wanted * row_bytes > self._memory_bytes:
             raise MemoryBudgetExceeded(wanted * row_bytes, self._memory_bytes)
         capacity = min(max(wanted, 2 * len(self._sums), 64), self._memory_bytes // row_bytes)
@@ -258,9 +323,16 @@ class _Leaders:
 
         self._members = grown(self._members)
         self._sums = grown(self._sums)  # one by one: only one of them is there twice
-        self._p = grown(self._p)
-        old = self._factors
-        self._factors = Factors(grown(old.p), grown(old.log), grown(old.own), grown(old.spread))
+        self._rows.p = grown(self._rows.p)
+        self._rows.factors = self._rows.factors.map(grown)
+        if self._rows.coarse is not None:
+            self._rows.coarse = self._rows.coarse.map(grown)
+
+
+def _padded(index: Tensor, filling: Tensor) -> Tensor:
+    """Filled up to a multiple of `SHAPE_STEP`: the first bfloat16 product of a shape costs as much as ten more."""
+    missing = -len(index) % SHAPE_STEP if len(index) else SHAPE_STEP
+    return torch.cat([index, filling.expand(missing)])
 
 
 def _walk(near: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -569,7 +641,7 @@ class _QuickCentres:
         return found
 
     def _measure(self, p: Tensor, factors: Factors) -> Tensor:
-        rows = self._block.factors
+        rows = self._block.rows.factors
         distances = near_enough(rows, factors)
         nearest = distances.amin(1).clamp_min_(0)
         reach = nearest + 2 * rows.doubt(nearest + 3 * rows.doubt(nearest, factors), factors)
@@ -578,5 +650,5 @@ class _QuickCentres:
         row, centroid = candidates.nonzero().T
         for start in range(0, len(row), GPU_PAIRS):
             some, other = row[start : start + GPU_PAIRS], centroid[start : start + GPU_PAIRS]
-            distances[some, other] = pair_divergences(self._block.p, some, p, other)
+            distances[some, other] = pair_divergences(self._block.rows.p, some, p, other)
         return distances

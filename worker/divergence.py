@@ -1,6 +1,7 @@
 """The symmetric KL divergence between attention maps: of all pairs, of single pairs, and quickly near enough."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,6 +13,8 @@ from worker import kernels, loops
 EPSILON = 1e-12  # keeps log finite, far below 1 / k
 BFLOAT16_UNIT = 2.0**-8  # the largest relative error of rounding to bfloat16, which has 8 significant bits
 RELEASED_NOISE = 1e-4  # nats; its J is off by up to half of that, mostly by its sums p·log p
+GROUPS = 300  # of keys that show most pairs to be far apart
+GROUPS_SLACK = 1e-3  # nats; far above float32's rounding
 SLACK = 1.02  # terms of second order in the unit, and float32's own rounding in sums, see `Factors.doubt`
 
 
@@ -48,6 +51,18 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     # Expanded into two matrix products: the sum as written would hold (n, m, k) values at once.
     own = (p * log_p).sum(-1)[:, None] + (q * log_q).sum(-1)[None, :]
     return own.addmm_(p, log_q.T, alpha=-1).addmm_(log_p, q.T, alpha=-1)
+
+
+def group_width(keys: int) -> int:
+    """How many neighbouring keys make a group, so that there are at most `GROUPS` groups."""
+    return -(-keys // GROUPS)
+
+
+def grouped(rows: Tensor, width: int) -> Tensor:
+    """Sums over groups of `width` keys, the last perhaps smaller: J of them is never larger than J of the rows."""
+    whole = rows.shape[1] // width * width
+    sums = rows[:, :whole].view(len(rows), -1, width).sum(-1)
+    return sums if whole == rows.shape[1] else torch.cat([sums, rows[:, whole:].sum(-1, keepdim=True)], 1)
 
 
 def pair_divergences(p: Tensor, row: Tensor, q: Tensor, other: Tensor) -> Tensor:
@@ -118,10 +133,13 @@ class Factors:
 
     def __getitem__(self, index: "slice | Tensor") -> "Factors":
         """Some of the rows, without the rest."""
-        if isinstance(index, Tensor):  # index_select is much quicker than p[index]
-            p, log = self.p.index_select(0, index), self.log.index_select(0, index)
-            return Factors(p, log, self.own[index], self.spread[index])
-        return Factors(self.p[index], self.log[index], self.own[index], self.spread[index])
+        if isinstance(index, Tensor):
+            return self.map(lambda values: values.index_select(0, index))  # much quicker than values[index]
+        return self.map(lambda values: values[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Factors":
+        """Each tensor changed alike, without the rest."""
+        return Factors(change(self.p), change(self.log), change(self.own), change(self.spread))
 
     def first(self, count: int) -> "Factors":
         """The first rows, with the rest."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.attention import AttentionMaps, LoadedFrames
-from worker.divergence import log_density, released_log, released_own, symmetric_kl
+from worker.divergence import GROUPS_SLACK, group_width, grouped, log_density, released_log, released_own, symmetric_kl
 
 WINDOW = 3  # frames
 TILE_ROWS, GPU_TILE_ROWS = 128, 1024  # sorted rows whose neighbours are looked for together
@@ -16,8 +16,6 @@ COLUMNS, GPU_COLUMNS = 256, 4096  # rows they are compared with, or averaged ove
 RUN = 128  # rows side by side that are worth a product of their own: they need not be copied
 LOG_ROWS = 16  # whose logs one thread takes at once
 PIVOT_ROWS = 32  # rows are sorted around every so many
-SUMMARY = 300  # groups of keys that show most pairs to be far apart
-SUMMARY_SLACK = 1e-3  # nats; far above float32's rounding
 
 
 class Window:
@@ -60,12 +58,12 @@ class Window:
         """Take the rows of the frames and decide which pairs are neighbours at each threshold (J <= τ)."""
         self._count = len(frames)
         rows = self._rows[: len(frames)]
-        width = -(-rows.shape[1] // SUMMARY)
+        width = group_width(rows.shape[1])
         summaries = torch.empty(len(frames), -(-rows.shape[1] // width), device=self._device)
 
         def fill(start: int, stop: int) -> None:
             frames.fill(start, stop, rows[start:stop])
-            summaries[start:stop] = _summed(rows[start:stop], width)
+            summaries[start:stop] = grouped(rows[start:stop], width)
 
         self._crew.run(fill, len(frames), self._fill_rows, breathe)
         frames.done()
@@ -97,7 +95,7 @@ class Window:
             least = summary_own[start:stop, None] + summary_own[None, start:]
             least.addmm_(summaries[start:stop], summary_log[start:].T, alpha=-1)
             least.addmm_(summary_log[start:stop], summaries[start:].T, alpha=-1)
-            others = (least <= max(taus) + SUMMARY_SLACK).any(0).nonzero()[:, 0] + start
+            others = (least <= max(taus) + GROUPS_SLACK).any(0).nonzero()[:, 0] + start
             tiles = [each.tile(start).zero_() for each in self._near]
             for some in self._pieces(others):
                 other_p, other_log = self._taken(p, some, "p"), self._taken(log, some, "log")
@@ -205,10 +203,3 @@ def _like_beside_like(summaries: Tensor) -> Tensor:
     parts = summaries.split(GPU_TILE_ROWS)  # type: ignore[no-untyped-call]
     group = torch.cat([symmetric_kl(part, some).argmin(1) for part in parts])
     return torch.argsort(torch.from_numpy(place).to(group.device)[group], stable=True)
-
-
-def _summed(rows: Tensor, width: int) -> Tensor:
-    """Sums over groups of `width` keys, the last perhaps smaller."""
-    whole = rows.shape[1] // width * width
-    sums = rows[:, :whole].view(len(rows), -1, width).sum(-1)
-    return sums if whole == rows.shape[1] else torch.cat([sums, rows[:, whole:].sum(-1, keepdim=True)], 1)

@@ -105,9 +105,16 @@ def product_dtype(request, monkeypatch):
     monkeypatch.setattr(clustering, "fast_dtype", lambda _device: request.param)
 
 
+@pytest.fixture(params=[300, 3], ids=["each key", "groups of keys"])
+def key_groups(request, monkeypatch):
+    """Which leaders are looked at is decided by sums over groups of keys; that may change nothing either."""
+    monkeypatch.setattr(divergence, "GROUPS", request.param)
+
+
 hypothetical = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.usefixtures("key_groups")
 @hypothetical
 @given(clips())
 def test_algorithm1_equals_the_reference(clip):
@@ -118,6 +125,7 @@ def test_algorithm1_equals_the_reference(clip):
     equals(algorithm1(maps, [tau])[0], maps, expected)
 
 
+@pytest.mark.usefixtures("key_groups")
 @hypothetical
 @given(clips())
 def test_windowed_equals_the_reference(clip):
@@ -128,14 +136,17 @@ def test_windowed_equals_the_reference(clip):
     equals(windowed(maps, [tau])[0], maps, expected)
 
 
+@pytest.mark.usefixtures("key_groups")
+@pytest.mark.parametrize("shape_step", [1, 64])
 @pytest.mark.parametrize("rows_a_block", [1, 3, 1000])
 @pytest.mark.parametrize("candidates", [1, 2, 1000])
 @pytest.mark.parametrize("procedure", ["algorithm1", "windowed"])
-def test_blocks_of_any_size_give_the_same_clusters(monkeypatch, rows_a_block, candidates, procedure):
+def test_blocks_of_any_size_give_the_same_clusters(monkeypatch, rows_a_block, candidates, shape_step, procedure):
     rng = np.random.default_rng(7)
     rows = rng.dirichlet(np.full(8, 0.8), 48).astype(np.float32)
     monkeypatch.setattr(clustering._Block, "rows_of", lambda *_: rows_a_block)
     monkeypatch.setattr(clustering, "CANDIDATES", candidates)
+    monkeypatch.setattr(clustering, "SHAPE_STEP", shape_step)
     maps, exact = realised(rows, 8)
     arguments = (exact, 1.0) if procedure == "algorithm1" else (exact, 1.0, 8)
     expected = getattr(reference, procedure)(*arguments)
@@ -143,6 +154,26 @@ def test_blocks_of_any_size_give_the_same_clusters(monkeypatch, rows_a_block, ca
     assert len(expected[0]) > 3
     assert len(expected[2]) > 1
     equals(getattr(clustering, procedure)(maps, [1.0])[0], maps, expected)
+
+
+def test_leaders_that_are_far_from_all_of_some_rows_are_not_looked_at(monkeypatch):
+    looked_at = []
+    _candidates = clustering._Leaders._candidates
+
+    def candidates(self, *arguments):
+        found = _candidates(self, *arguments)
+        looked_at.append((int((found < self.count).sum()), self.count))
+        return found
+
+    monkeypatch.setattr(clustering._Leaders, "_candidates", candidates)
+    monkeypatch.setattr(clustering._Block, "rows_of", lambda *_: 20)
+    rows, truth = groups(3, 30, 600, 20)
+    rows = rows[np.argsort(truth, kind="stable")]
+    maps, exact = realised(rows, 20)
+    equals(algorithm1(maps, [1.0])[0], maps, reference.algorithm1(exact, 1.0))
+    found, leaders = np.array(looked_at).sum(0)
+    assert leaders > 300
+    assert found < leaders / 4
 
 
 def test_a_leader_found_in_the_last_frame_is_kept():
