@@ -4,7 +4,9 @@ A departure from the paper, whose tokens are frame-wise (section 3 of Ding et al
 arXiv:2311.17893): a small model knows little of what belongs together, and what moves together helps it.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -18,6 +20,8 @@ from worker.clip import PatchGrid
 
 OFFSETS = (-2, -1, 1, 2)  # frames looked at from each frame
 AGREEING = 1  # the second smallest of the four: uncovered ground seems to move one way, an object both
+RUN = 8  # frames that one thread looks at in a row: a second at most between two reports
+MOST_THREADS = 16
 CELL = 8  # pixels a side that one patch has while flow is computed; others were not tried
 CAMERA_ROUNDS = 12  # of reweighting
 BORDER = 0.6  # beyond this share of the way to the border, ground is likelier than object: where the fit starts
@@ -43,9 +47,9 @@ def motion_energy(
     threshold of its frame. Where it is spread over the frame (water, leaves, a cut) nothing is left of it.
 
     Args:
-        frames: RGB, shape (T, H, W, 3), in memory or mapped; five frames are held at a time.
+        frames: RGB, shape (T, H, W, 3), in memory or mapped; each thread holds five frames at a time.
         grid: Patches a frame.
-        on_progress: Told the frames done and their number.
+        on_progress: Told the frames done and their number; what it raises ends the work and passes through.
 
     Returns:
         Shape (T, h, w), in 0..1; zeros for a single frame.
@@ -56,19 +60,30 @@ def motion_energy(
     if count == 1 or min(grid.height, grid.width) < 4:  # too few patches to tell camera from object
         return energy
     camera = _Camera(grid)
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    flow.setFinestScale(0)  # half the size, the preset's choice, took 15 points of J (docs/models/tiny.md)
-    grey: dict[int, NDArray[np.uint8]] = {}
-    for index in range(count):
-        near = [index + offset for offset in OFFSETS if 0 <= index + offset < count]
-        for wanted in (index, *near):
-            if wanted not in grey:
-                grey[wanted] = _grey(frames[wanted], grid)
-        grey.pop(index + OFFSETS[0] - 1, None)
-        left = [camera.residual(_per_patch(flow.calc(grey[index], grey[other], None), grid)) for other in near]
-        energy[index], trust[index] = _agreed(np.stack(left))
-        if on_progress is not None:
-            on_progress(index + 1, count)
+
+    def measure(first: int) -> int:
+        """Fill in `RUN` frames from `first` on; the first frame after them."""
+        last = min(first + RUN, count)
+        flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        flow.setFinestScale(0)  # half the size, the preset's choice, took 15 points of J (docs/models/tiny.md)
+        grey: dict[int, NDArray[np.uint8]] = {}
+        for index in range(first, last):
+            near = [index + offset for offset in OFFSETS if 0 <= index + offset < count]
+            for wanted in (index, *near):
+                if wanted not in grey:
+                    grey[wanted] = _grey(frames[wanted], grid)
+            grey.pop(index + OFFSETS[0] - 1, None)
+            left = [camera.residual(_per_patch(flow.calc(grey[index], grey[other], None), grid)) for other in near]
+            energy[index], trust[index] = _agreed(np.stack(left))
+        return last
+
+    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_THREADS), "motion")
+    try:
+        for done in pool.map(measure, range(0, count, RUN)):
+            if on_progress is not None:
+                on_progress(done, count)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return energy * _running_mean(trust)[:, None, None]
 
 

@@ -336,7 +336,9 @@ class _Projector(AbstractContextManager["_Projector"]):
         batch, grid = backbone.batch_size(size), backbone.grid(size)
         early = 0 if self._queries is None else len(self._queries)
         tell(Stage.features, early, len(frames))
-        energy = motion_energy(frames, grid) if self._params.motion is Motion.on else None
+        energy = None
+        if self._params.motion is Motion.on:
+            energy = motion_energy(frames, grid, on_progress=lambda *_: tell(Stage.features, early, len(frames)))
         moving = () if energy is None else (energy, movers(energy))
         keys = [self._early_key(frame) for frame in keyed if frame < early]
         for start in range(early, len(frames), batch):

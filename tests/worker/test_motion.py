@@ -1,5 +1,7 @@
 """What moves otherwise than the camera is found; what joins the tokens is the formula, exactly."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from worker import motion
 from worker.clip import PatchGrid
 from worker.motion import MOVERS, _Camera, join_motion, motion_energy, movers
 
@@ -65,11 +68,43 @@ def test_the_size_of_the_frames_may_be_any() -> None:
     assert energy[2, 4:7].max() > 0.7
 
 
-def test_progress_counts_every_frame() -> None:
-    clip, _ = scene(4, camera=0, speed=4)
+def test_progress_is_told_after_every_run_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(motion, "RUN", 2)
+    clip, _ = scene(5, camera=0, speed=4)
     told: list[tuple[int, int]] = []
     motion_energy(clip, GRID, on_progress=lambda done, of: told.append((done, of)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_runs_of_any_length_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, _ = scene(7, camera=1, speed=4)
+    found = []
+    for length in (1, 3, 100):
+        monkeypatch.setattr(motion, "RUN", length)
+        found.append(motion_energy(clip, GRID))
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
+def test_what_progress_raises_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    grey = motion._grey
+
+    def look(frame: np.ndarray, grid: PatchGrid) -> np.ndarray:
+        looked_at.append(frame)
+        time.sleep(0.01)
+        return grey(frame, grid)
+
+    def stop(*_: int) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(motion, "_grey", look)
+    monkeypatch.setattr(motion, "RUN", 1)
+    monkeypatch.setattr(motion, "MOST_THREADS", 2)
+    clip, _ = scene(60, camera=0, speed=0)
+    with pytest.raises(InterruptedError):
+        motion_energy(clip, GRID, on_progress=stop)
+    assert len(looked_at) < 60
 
 
 def test_the_camera_explains_planar_motion_of_second_order() -> None:
