@@ -235,8 +235,13 @@ class _Leaders:
                 index = torch.arange(first, self.count, device=p.device)
                 others = self._rows.factors[first : self.count]
             else:
-                index = self._candidates(rows.coarse[start:stop], self._rows.coarse, first)
-                others = self._rows.factors[index.clamp(max=self.count - 1)]
+                found = self._candidates(rows.coarse[start:stop], self._rows.coarse, first)
+                index = _padded(found, found.new_full((1,), self.count))
+                last = first + len(index)
+                if len(found) == self.count - first and last <= len(self._rows):  # all: they need not be copied
+                    others = self._rows.factors[first:last]
+                else:
+                    others = self._rows.factors[index.clamp(max=self.count - 1)]
             distances, doubt = near_enough(some, others), self._doubt(some, others)[:, None]
             near = self._compare(distances, self.tau - doubt)
             earliest[start:stop] = torch.where(near, index, self.count).amin(1)
@@ -254,12 +259,11 @@ class _Leaders:
         return torch.where(earliest < self.count, earliest, -1)
 
     def _candidates(self, rows: Factors, leaders: Factors, first: int) -> Tensor:
-        """The leaders from `first` on that any of the coarse rows may be within τ of; then `count`, to pad."""
+        """The leaders from `first` on that any of the coarse rows may be within τ of."""
         padded = leaders[: -(-self.count // SHAPE_STEP) * SHAPE_STEP]
         least = near_enough(rows, padded)[:, first : self.count]
         reach = self._doubt(rows, leaders[: self.count]).add_(self.tau + GROUPS_SLACK)
-        index = torch.arange(first, self.count, device=least.device)[(least <= reach[:, None]).any(0)]
-        return _padded(index, index.new_full((1,), self.count))
+        return (least <= reach[:, None]).any(0).nonzero()[:, 0] + first
 
     def _add_members(self, labels: Tensor, rows: _Rows) -> None:
         sums, members = self._sums[: self.count], self._members[: self.count]
