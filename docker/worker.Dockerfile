@@ -10,7 +10,8 @@ RUN install -d service worker && touch service/__init__.py worker/__init__.py \
 COPY service service
 COPY worker worker
 RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
-ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data HF_HOME=/data/hub
+# Compiled loops are code: they lie in the worker's own memory, not on the volume that the API writes to, too.
+ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data HF_HOME=/data/hub NUMBA_CACHE_DIR=/tmp/numba
 USER uvos
 WORKDIR /data
 VOLUME /data
