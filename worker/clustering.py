@@ -20,6 +20,7 @@ from worker.divergence import (
     SLACK,
     Factors,
     fast_dtype,
+    group_count,
     group_width,
     grouped,
     log_density,
@@ -105,7 +106,7 @@ class _Rows:
     def empty(cls, count: int, key_tokens: int, device: torch.device) -> "_Rows":
         dtype, coarse = fast_dtype(device), None
         if device.type == "cpu":
-            coarse = Factors.empty(count, -(-key_tokens // group_width(key_tokens)), dtype, device)
+            coarse = Factors.empty(count, group_count(key_tokens), dtype, device)
         p = torch.empty(count, key_tokens, device=device)
         return cls(p, Factors.empty(count, key_tokens, dtype, device), coarse)
 
@@ -210,10 +211,10 @@ class _Leaders:
                 labels[candidates] = self._join(rows, first_new, breathe)[: len(candidates)]
                 candidates = candidates[labels[candidates] < 0]
             if len(candidates):
-                rows = block.rows[candidates]
-                leaders, joined = _walk(self._within(rows.p).cpu().numpy())
+                near = self._within(block.rows.p.index_select(0, candidates))
+                leaders, joined = _walk(near.cpu().numpy())
                 labels[candidates] = torch.from_numpy(joined + self.count).to(labels.device)
-                self._add(rows[torch.from_numpy(leaders).to(labels.device)])
+                self._add(block.rows[candidates[torch.from_numpy(leaders).to(labels.device)]])
         self._add_members(labels, block.rows)
         return labels.cpu().numpy()
 
@@ -230,18 +231,8 @@ class _Leaders:
         doubtful: list[Tensor] = []
 
         def decide(start: int, stop: int) -> None:
+            index, others = self._looked_at(rows.coarse, start, stop, first)
             some = rows.factors[start:stop]
-            if rows.coarse is None or self._rows.coarse is None:
-                index = torch.arange(first, self.count, device=p.device)
-                others = self._rows.factors[first : self.count]
-            else:
-                found = self._candidates(rows.coarse[start:stop], self._rows.coarse, first)
-                index = _padded(found, found.new_full((1,), self.count))
-                last = first + len(index)
-                if len(found) == self.count - first and last <= len(self._rows):  # all: they need not be copied
-                    others = self._rows.factors[first:last]
-                else:
-                    others = self._rows.factors[index.clamp(max=self.count - 1)]
             distances, doubt = near_enough(some, others), self._doubt(some, others)[:, None]
             near = self._compare(distances, self.tau - doubt)
             earliest[start:stop] = torch.where(near, index, self.count).amin(1)
@@ -258,10 +249,23 @@ class _Leaders:
             earliest.scatter_reduce_(0, row[near], leader[near], "amin")
         return torch.where(earliest < self.count, earliest, -1)
 
+    def _looked_at(self, coarse: Factors | None, start: int, stop: int, first: int) -> tuple[Tensor, Factors]:
+        """The leaders from `first` on with which the rows start to stop are multiplied: indices and factors.
+
+        On a CPU they are filled up with some whose index is `count`.
+        """
+        if coarse is None or self._rows.coarse is None:
+            return torch.arange(first, self.count, device=self._sums.device), self._rows.factors[first : self.count]
+        found = self._candidates(coarse[start:stop], self._rows.coarse, first)
+        index = _padded(found, found.new_full((1,), self.count))
+        last = first + len(index)
+        if len(found) == self.count - first and last <= len(self._rows):  # all: they need not be copied
+            return index, self._rows.factors[first:last]
+        return index, self._rows.factors[index.clamp(max=self.count - 1)]
+
     def _candidates(self, rows: Factors, leaders: Factors, first: int) -> Tensor:
         """The leaders from `first` on that any of the coarse rows may be within τ of."""
-        padded = leaders[: -(-self.count // SHAPE_STEP) * SHAPE_STEP]
-        least = near_enough(rows, padded)[:, first : self.count]
+        least = near_enough(rows, leaders[: _whole_steps(self.count)])[:, first : self.count]
         reach = self._doubt(rows, leaders[: self.count]).add_(self.tau + GROUPS_SLACK)
         return (least <= reach[:, None]).any(0).nonzero()[:, 0] + first
 
@@ -333,10 +337,13 @@ class _Leaders:
             self._rows.coarse = self._rows.coarse.map(grown)
 
 
+def _whole_steps(count: int) -> int:
+    """Up to the next multiple of `SHAPE_STEP`: the first bfloat16 product of a shape costs as much as ten more."""
+    return max(1, -(-count // SHAPE_STEP)) * SHAPE_STEP
+
+
 def _padded(index: Tensor, filling: Tensor) -> Tensor:
-    """Filled up to a multiple of `SHAPE_STEP`: the first bfloat16 product of a shape costs as much as ten more."""
-    missing = -len(index) % SHAPE_STEP if len(index) else SHAPE_STEP
-    return torch.cat([index, filling.expand(missing)])
+    return torch.cat([index, filling.expand(_whole_steps(len(index)) - len(index))])
 
 
 def _walk(near: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

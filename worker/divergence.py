@@ -58,6 +58,11 @@ def group_width(keys: int) -> int:
     return -(-keys // GROUPS)
 
 
+def group_count(keys: int) -> int:
+    """How many groups of that width there are, the last perhaps smaller."""
+    return -(-keys // group_width(keys))
+
+
 def grouped(rows: Tensor, width: int) -> Tensor:
     """Sums over groups of `width` keys, the last perhaps smaller: J of them is never larger than J of the rows."""
     whole = rows.shape[1] // width * width

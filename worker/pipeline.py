@@ -34,7 +34,7 @@ from service.contract import (
 from service.errors import OutOfMemoryBudget
 from worker.attention import AttentionMaps, key_frames, released_key_frames
 from worker.backbone import Projections
-from worker.clip import Clip, PatchGrid, model_size
+from worker.clip import PatchGrid, model_size
 from worker.clustering import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
 from worker.decode import Arrived, Decoded, DecodeLimits, OnFrames, read_clip, read_folder, stream_frames
 from worker.formats.overlay import OverlayWriter
@@ -181,7 +181,7 @@ def segment(
                 )
             )
         with watch.stage(Stage.features):
-            projected = projector.finish(decoded.clip, keyed, tell)
+            projected = projector.finish(decoded.clip.frames, size, keyed, tell)
         maps = AttentionMaps(
             projected.queries,
             projected.keys,
@@ -307,6 +307,9 @@ class _Projector(AbstractContextManager["_Projector"]):
         self.seconds = 0.0
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for spool in (self._queries, self._early_keys):
             if spool is not None:
                 spool.close()
@@ -317,7 +320,7 @@ class _Projector(AbstractContextManager["_Projector"]):
             return
         began = time.perf_counter()
         if arrived is not self._arrived:  # also where a decoder was lost: the next one begins from the start
-            self.__exit__()
+            self._close()
             self._arrived, self._queries, self._early_keys = arrived, None, None
         size = _model_size(arrived.video_size, self._params, self._model)
         done = 0 if self._queries is None else len(self._queries)
@@ -329,11 +332,9 @@ class _Projector(AbstractContextManager["_Projector"]):
             self._early_keys.append(part.keys.cpu().numpy())
         self.seconds += time.perf_counter() - began
 
-    def finish(self, clip: Clip, keyed: list[int], tell: Progress) -> Projected:
-        """Project the frames that are left."""
-        frames, backbone = clip.frames, self._model.backbone
-        size = _model_size(clip.video_size, self._params, self._model)
-        batch, grid = backbone.batch_size(size), backbone.grid(size)
+    def finish(self, frames: NDArray[np.uint8], size: tuple[int, int], keyed: list[int], tell: Progress) -> Projected:
+        """Project the frames that are left, of all of them."""
+        batch, grid = self._model.backbone.batch_size(size), self._model.backbone.grid(size)
         early = 0 if self._queries is None else len(self._queries)
         tell(Stage.features, early, len(frames))
         energy = None

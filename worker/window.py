@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from worker.attention import AttentionMaps, LoadedFrames
-from worker.divergence import GROUPS_SLACK, group_width, grouped, log_density, released_log, released_own, symmetric_kl
+from worker.divergence import (
+    GROUPS_SLACK,
+    group_count,
+    group_width,
+    grouped,
+    log_density,
+    released_log,
+    released_own,
+    symmetric_kl,
+)
 
 WINDOW = 3  # frames
 TILE_ROWS, GPU_TILE_ROWS = 128, 1024  # sorted rows whose neighbours are looked for together
@@ -59,7 +68,7 @@ class Window:
         self._count = len(frames)
         rows = self._rows[: len(frames)]
         width = group_width(rows.shape[1])
-        summaries = torch.empty(len(frames), -(-rows.shape[1] // width), device=self._device)
+        summaries = torch.empty(len(frames), group_count(rows.shape[1]), device=self._device)
 
         def fill(start: int, stop: int) -> None:
             frames.fill(start, stop, rows[start:stop])
