@@ -23,7 +23,7 @@ lint: .venv/.dev ## check style
 	@$(BIN)/ruff format --check .
 
 types: .venv/.dev ## check types
-	@$(BIN)/mypy -p service -p worker
+	@$(BIN)/mypy -p uvos -p service -p worker
 
 check: lint types test ## all of it
 

@@ -29,11 +29,11 @@ from torch import Tensor
 from benchmarks.agreement import adjusted_rand_index, mean_j, same_label
 from benchmarks.features import generated_features
 from benchmarks.released import released_attention, released_clustering
-from worker.attention import AttentionMaps
-from worker.clip import PatchGrid
-from worker.clustering import algorithm1, distances, windowed
+from worker.method.algorithm1 import algorithm1, distances, windowed
+from worker.method.attention import AttentionMaps
 from worker.pipeline import KEPT_BYTES
 from worker.presets import PRESETS
+from worker.video.clip import PatchGrid
 
 ROOT = Path(__file__).parents[1]
 GRID, QUICK_GRID = (40, 60), (16, 24)

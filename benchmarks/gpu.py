@@ -24,11 +24,11 @@ from torch import Tensor
 
 from benchmarks.features import generated_features, textured_frames
 from benchmarks.released import released_attention, released_clustering
-from worker import kernels
-from worker.attention import AttentionMaps, key_frames
-from worker.backbone import Backbone, create_vit
-from worker.clustering import algorithm1, distances, windowed
-from worker.weights import Preprocessing
+from worker.method.algorithm1 import algorithm1, distances, windowed
+from worker.method.attention import AttentionMaps, key_frames
+from worker.models.backbone import Backbone, create_vit
+from worker.models.weights import Preprocessing
+from worker.numerics import kernels
 
 MODEL = "vit_small_patch8_224.dino"  # with random weights: the cost is the same
 SCORE_GAIN = 3.0  # brings the leaders of random weights to what trained ones give

@@ -22,8 +22,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from service.models import MODELS
-from worker.clip import model_size
+from uvos.models import MODELS
+from worker.video.clip import model_size
 
 ROOT = Path(__file__).parents[1]
 ASKED = 1.15  # times the memory for ten times the frames

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from service.client import Client
-from service.contract import Status
+from uvos.client import Client
+from uvos.contract import Status
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "sample.mp4"
 PORT = 8099

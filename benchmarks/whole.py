@@ -13,14 +13,14 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from benchmarks.features import textured_frames
-from service.contract import JobParams, Motion
-from service.models import MODELS
-from worker.backbone import Backbone, Projections, create_vit
-from worker.formats.palette import write_png
-from worker.formats.rle import Runs
-from worker.loading import LoadedModel
+from uvos.contract import JobParams, Motion
+from uvos.models import MODELS
+from worker.models.backbone import Backbone, Projections, create_vit
+from worker.models.loading import LoadedModel
+from worker.models.weights import Preprocessing
+from worker.outputs.png import write_png
+from worker.outputs.rle import Runs
 from worker.pipeline import DRAWING_THREADS, Budget, segment
-from worker.weights import Preprocessing
 
 ENTRY = MODELS["dino-vits8"]
 VIT_GAIN = 3.0  # of the scores of random weights: brings the leaders to what trained ones give

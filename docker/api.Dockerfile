@@ -4,6 +4,7 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python3 -m venv /opt/uvos && useradd --system --uid 10001 --home-dir /data uvos && install -d -o uvos /data
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY uvos uvos
 COPY service service
 COPY worker/__init__.py worker/__init__.py
 RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .

@@ -5,8 +5,9 @@ RUN python3 -m venv /opt/uvos && useradd --system --uid 10001 --home-dir /data u
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # The dependencies in a layer of their own: gigabytes that a change of our code need not install again.
-RUN install -d service worker && touch service/__init__.py worker/__init__.py \
+RUN install -d uvos service worker && touch uvos/__init__.py service/__init__.py worker/__init__.py \
     && /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[worker]'
+COPY uvos uvos
 COPY service service
 COPY worker worker
 RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .

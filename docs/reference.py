@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.routes.kinds import KINDS
+from service.api.problem_types import KINDS
 from service.settings import Settings
 
 PAGE = Path(__file__).with_name("limits-and-errors.md")

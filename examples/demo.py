@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from service.batch import describe
-from service.client import Client
-from service.contract import JobView, Manifest, Status
-from worker.formats.overlay import strip
+from uvos.client import Client
+from uvos.contract import JobView, Manifest, Status
+from worker.outputs.overlay import strip
 
 SAMPLE = Path(__file__).parent / "sample.mp4"
 OUT = Path("out")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from worker.formats.palette import write_png
+from worker.outputs.png import write_png
 
 WIDTH, HEIGHT, FRAMES, FPS = 854, 480, 48, 24
 SCALE = 2  # drawn larger and averaged: edges come out smooth

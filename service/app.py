@@ -8,18 +8,18 @@ from typing import TypedDict
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
-from service import problems
-from service.admission import Admission
-from service.broker import Broker, connect
-from service.contract import Problem
-from service.errors import ForeignPage, HostNotAllowed, KeyRequired
-from service.events import Listener
-from service.jobs import Jobs
-from service.keys import LOOPBACK, Keys
-from service.routes import events, health, jobs, kinds, page, results, segment
+from service.api import events, health, jobs, page, problems, results, segment
+from service.api import problem_types as kinds
+from service.http.admission import Admission
+from service.http.api_keys import LOOPBACK, Keys
+from service.jobs.events import Listener
+from service.jobs.jobs import Jobs
+from service.jobs.queue import Broker, connect
+from service.jobs.webhooks import Webhooks
 from service.settings import Settings
-from service.storage import Storage
-from service.webhooks import Webhooks
+from service.storage.folder import Storage
+from uvos.contract import Problem
+from uvos.errors import ForeignPage, HostNotAllowed, KeyRequired
 
 DESCRIPTION = """Turns any video into object masks, with no labels and no clicks.
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.client import Client, RequestFailed
-from service.contract import VIDEO_SUFFIXES, JobView, Problem, Status
+from uvos.client import Client, RequestFailed
+from uvos.contract import VIDEO_SUFFIXES, JobView, Problem, Status
 
 AT_ONCE = 4  # videos sent and followed at the same time; the queue puts them in order
 

@@ -22,13 +22,13 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from service import batch
-from service.client import Client, RequestFailed
-from service.contract import Background, Clustering, Edges, Format, Mode, Motion, Status
-from service.embedded import EmbeddedServer
-from service.errors import UvosError
-from service.keys import add_key
+from service.http.api_keys import add_key
+from service.jobs.embedded import EmbeddedServer
+from service.jobs.webhooks import secret_of
 from service.settings import Settings
-from service.webhooks import secret_of
+from uvos.client import Client, RequestFailed
+from uvos.contract import Background, Clustering, Edges, Format, Mode, Motion, Status
+from uvos.errors import UvosError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -181,7 +181,7 @@ def webhook_secret(
 def _serve(settings: Settings) -> None:
     """Run the API until it is told to stop."""
     from service.app import create_app
-    from service.deadlines import DeadlineProtocol
+    from service.http.timeouts import DeadlineProtocol
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.client import Client
-from service.embedded import EmbeddedServer
+from service.jobs.embedded import EmbeddedServer
 from service.settings import Settings
+from uvos.client import Client
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 START_TIMEOUT_S = 120.0

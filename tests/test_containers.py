@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from service.contract import VIDEO_SUFFIXES
-from service.errors import NotAVideo
-from service.upload import SIGNATURE_BYTES, check_signature
+from service.http.upload import SIGNATURE_BYTES, check_signature
 from tests.videos import make_scene, write_video
-from worker.decode import DecodeLimits, read_clip
-from worker.sources import CONTAINERS
+from uvos.contract import VIDEO_SUFFIXES
+from uvos.errors import NotAVideo
+from worker.video.decode import DecodeLimits, read_clip
+from worker.video.sources import CONTAINERS
 
 ROOT = Path(__file__).parents[1]
 M2TS = {"container": "mpegts", "container_options": {"mpegts_m2ts_mode": "1"}}

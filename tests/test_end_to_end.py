@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.client import Client
-from service.contract import JobView, Status
 from tests.videos import Shape, make_scene, write_video
+from uvos.client import Client
+from uvos.contract import JobView, Status
 
 CLIP = [Shape("disc", 40, (40, 20), (0, 6)), Shape("square", 32, (64, 90), (0, -2))]
 

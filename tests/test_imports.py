@@ -14,96 +14,103 @@ WEB = {"fastapi", "starlette", "uvicorn"}
 # Modules by longest matching name -> what they may never import (ours by dotted name, others by package).
 NEVER: dict[str, set[str]] = {
     "service": {"worker", *HEAVY},
-    "service.contract": {"worker", "service", *HEAVY, *WEB, "rq", "redis"},
-    "service.errors": {"worker", *HEAVY, *WEB, "rq", "redis"},
-    "service.models": {"worker", *HEAVY, *WEB, "rq", "redis"},
+    "uvos": {"service", "worker", *HEAVY, *WEB, "rq", "redis"},
     "service.settings": {"worker", "service", *HEAVY, *WEB, "rq", "redis"},
     "service.storage": {"worker", *HEAVY, *WEB, "rq", "redis"},
-    "service.broker": {"worker", *HEAVY, *WEB},
+    "service.jobs.queue": {"worker", *HEAVY, *WEB},
     "worker": {*WEB},
 }
 # What of ours a module may import; a name ending in "." means everything below it.
 ONLY: dict[str, set[str]] = {
-    "service.contract": set(),
-    "service.errors": {"service.contract"},
-    "service.models": {"service.contract", "service.errors"},
+    "uvos.contract": set(),
+    "uvos.errors": {"uvos.contract"},
+    "uvos.models": {"uvos.contract", "uvos.errors"},
+    "uvos": {"uvos."},
     "service.settings": set(),
-    "service.storage": {"service.contract", "service.errors"},
-    "service.broker": {"service.contract"},
-    "worker.clip": set(),
-    "worker.spool": set(),
-    "worker.weights": {"worker.clip"},
-    "worker.backbone": {"worker.clip", "worker.weights"},
-    "worker.crew": set(),
-    "worker.triton_kernels": set(),
-    "worker.kernels": {"worker.triton_kernels"},
-    "worker.numba_loops": set(),
-    "worker.loops": {"worker.numba_loops"},
-    "worker.divergence": {"worker.kernels", "worker.loops"},
-    "worker.attention": {"worker.clip", "worker.crew", "worker.kernels", "worker.loops", "worker.spool"},
-    "worker.window": {"worker.attention", "worker.divergence"},
-    "worker.clustering": {
-        "worker.clip",
-        "worker.attention",
-        "worker.crew",
-        "worker.divergence",
-        "worker.kernels",
-        "worker.loops",
-        "worker.window",
+    "service.storage": {"uvos.contract", "uvos.errors", "service.storage."},
+    "service.export": {"uvos."},
+    "service.jobs.queue": {"uvos.contract"},
+    "service.jobs": {"uvos.", "service.jobs.", "service.storage.", "service.settings"},
+    "worker.video.clip": set(),
+    "worker.numerics.spool": set(),
+    "worker.models.weights": {"worker.video.clip"},
+    "worker.models.backbone": {"worker.video.clip", "worker.models.weights"},
+    "worker.numerics.tile_pool": set(),
+    "worker.numerics.triton_kernels": set(),
+    "worker.numerics.kernels": {"worker.numerics.triton_kernels"},
+    "worker.numerics.numba_ops": set(),
+    "worker.numerics.loops": {"worker.numerics.numba_ops"},
+    "worker.numerics.divergence": {"worker.numerics.kernels", "worker.numerics.loops"},
+    "worker.method.attention": {
+        "worker.video.clip",
+        "worker.numerics.tile_pool",
+        "worker.numerics.kernels",
+        "worker.numerics.loops",
+        "worker.numerics.spool",
+    },
+    "worker.method.windowed": {"worker.method.attention", "worker.numerics.divergence"},
+    "worker.method.algorithm1": {
+        "worker.video.clip",
+        "worker.method.attention",
+        "worker.numerics.tile_pool",
+        "worker.numerics.divergence",
+        "worker.numerics.kernels",
+        "worker.numerics.loops",
+        "worker.method.windowed",
     },
     "worker.presets": set(),
-    "worker.motion": {"worker.clip"},
-    "worker.sandbox": set(),
-    "worker.sources": set(),
-    "worker.decoder": {"worker.sandbox", "worker.sources"},
-    "worker.decoder_process": {"worker.decoder", "service.errors"},
-    "worker.decode": {
-        "worker.clip",
-        "worker.sources",
-        "worker.decoder",
-        "worker.decoder_process",
-        "service.contract",
-        "service.errors",
+    "worker.method.motion": {"worker.video.clip"},
+    "worker.video.sandbox": set(),
+    "worker.video.sources": set(),
+    "worker.video.decoder": {"worker.video.sandbox", "worker.video.sources"},
+    "worker.video.decoder_process": {"worker.video.decoder", "uvos.errors"},
+    "worker.video.decode": {
+        "worker.video.clip",
+        "worker.video.sources",
+        "worker.video.decoder",
+        "worker.video.decoder_process",
+        "uvos.contract",
+        "uvos.errors",
     },
-    "worker.masks": {"worker.clip", "service.contract", "service.errors"},
-    "worker.formats": {"worker.clip", "worker.formats.", "service.contract", "service.errors"},
-    "worker.loading": {
-        "worker.backbone",
-        "worker.weights",
-        "worker.clip",
-        "service.contract",
-        "service.errors",
-        "service.models",
+    "worker.method.masks": {"worker.video.clip", "uvos.contract", "uvos.errors"},
+    "worker.outputs": {"worker.video.clip", "worker.outputs.", "uvos.contract", "uvos.errors"},
+    "worker.models.loading": {
+        "worker.models.backbone",
+        "worker.models.weights",
+        "worker.video.clip",
+        "uvos.contract",
+        "uvos.errors",
+        "uvos.models",
     },
-    "worker.queue": {
-        "worker.child",
-        "service.broker",
-        "service.contract",
-        "service.errors",
+    "worker.jobs.queue": {
+        "worker.jobs.child",
+        "service.jobs.queue",
+        "uvos.contract",
+        "uvos.errors",
         "service.settings",
-        "service.storage",
+        "service.storage.folder",
     },
-    "worker.child": {"worker.tasks", "service.settings", "service.contract"},
+    "worker.jobs.child": {"worker.jobs.tasks", "service.settings", "uvos.contract"},
 }
 BARE_MACHINE = {
-    "worker.clip",
-    "worker.spool",
-    "worker.weights",
-    "worker.backbone",
-    "worker.crew",
-    "worker.kernels",
-    "worker.triton_kernels",
-    "worker.loops",
-    "worker.divergence",
-    "worker.attention",
-    "worker.window",
-    "worker.clustering",
+    "worker.video.clip",
+    "worker.numerics.spool",
+    "worker.models.weights",
+    "worker.models.backbone",
+    "worker.numerics.tile_pool",
+    "worker.numerics.kernels",
+    "worker.numerics.triton_kernels",
+    "worker.numerics.loops",
+    "worker.numerics.divergence",
+    "worker.method.attention",
+    "worker.method.windowed",
+    "worker.method.algorithm1",
 }
 BARE_PACKAGES = {"torch", "triton", "timm", "numpy", "safetensors"}  # Triton comes with torch for CUDA
 
 
 def modules() -> list[str]:
-    paths = [path for package in ("service", "worker") for path in (ROOT / package).rglob("*.py")]
+    paths = [path for package in ("uvos", "service", "worker") for path in (ROOT / package).rglob("*.py")]
     return sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.name != "__init__.py"
     )
@@ -131,7 +138,7 @@ def rule(table: dict[str, set[str]], module: str) -> set[str] | None:
 @pytest.mark.parametrize("module", modules())
 def test_a_module_imports_only_what_its_place_allows(module: str) -> None:
     found = imports(module)
-    ours = {name for name in found if name.split(".")[0] in ("service", "worker")}
+    ours = {name for name in found if name.split(".")[0] in ("uvos", "service", "worker")}
     forbidden = rule(NEVER, module) or set()
     wrong = {name for name in found if any(name == one or name.startswith(one + ".") for one in forbidden)}
     allowed = rule(ONLY, module)
@@ -158,6 +165,6 @@ def test_the_api_process_loads_no_torch_and_no_av() -> None:
 
 
 def test_the_parent_of_the_worker_loads_no_torch() -> None:
-    code = "import sys, worker.cli, worker.queue; print(*(set(sys.modules) & {'torch', 'timm', 'av', 'cv2'}))"
+    code = "import sys, worker.cli, worker.jobs.queue; print(*(set(sys.modules) & {'torch', 'timm', 'av', 'cv2'}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.client import Client
-from service.contract import Status
 from tests.videos import make_scene, write_video
+from uvos.client import Client
+from uvos.contract import Status
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 

@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.contract import (
+from service.settings import Settings
+from service.storage.folder import Storage
+from uvos.contract import (
     Background,
     Clustering,
     Edges,
@@ -33,10 +35,8 @@ from service.contract import (
     Stage,
     level_name,
 )
-from service.errors import InvalidParameters, QueueUnavailable, UvosError
-from service.models import MODELS, ModelEntry, find_model
-from service.settings import Settings
-from service.storage import Storage
+from uvos.errors import InvalidParameters, QueueUnavailable, UvosError
+from uvos.models import MODELS, ModelEntry, find_model
 from worker.evaluation import commands as evaluation
 from worker.training import commands as training
 
@@ -66,7 +66,7 @@ def run(
     ] = False,
 ) -> None:
     """Take jobs from the queue (UVOS_REDIS_URL) until told to stop."""
-    from worker.queue import SegmentWorker
+    from worker.jobs.queue import SegmentWorker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(message)s")
     settings = Settings()
@@ -94,7 +94,7 @@ def _end_with_parent(hand_back_now: Callable[[], None]) -> None:
 @app.command()
 def alive() -> None:
     """Exit 0 where a worker of this host has shown life in the last seconds: a container's health check."""
-    from service.broker import Broker, connect
+    from service.jobs.queue import Broker, connect
 
     settings = Settings()
     if settings.redis_url is None:
@@ -159,10 +159,10 @@ def segment(
     entry = find_model(chosen.model or settings.default_model) if chosen.model or weights is None else None
     _refuse_taken(out)
 
-    from worker.loading import load_model  # torch, once nothing can be wrong any more that is quicker to tell
+    from worker.jobs.tasks import budget_of
+    from worker.models.loading import load_model  # torch, once nothing can be wrong any more that is quicker to tell
     from worker.pipeline import Extras
     from worker.pipeline import segment as run_pipeline
-    from worker.tasks import budget_of
 
     with _progress() as bar:
         loading = bar.add_task("loading the model", total=None)
@@ -204,7 +204,7 @@ def segment(
 @app.command()
 def models() -> None:
     """List the models: what they are, their defaults, their licence, and whether their weights are here."""
-    from worker.loading import has_weights
+    from worker.models.loading import has_weights
 
     settings = Settings()
     table = Table("model", "patch", "short side", "tau multi / single", "motion", "weights", "licence")
@@ -229,7 +229,7 @@ def export_block(
     out: Annotated[Path, typer.Option(help="The file to write, such as block.safetensors.")],
 ) -> None:
     """Write a checkpoint's trained block as a small file, to be given as --weights beside --model."""
-    from worker.weights import export_block
+    from worker.models.weights import export_block
 
     export_block(checkpoint, out)
     console.print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB", highlight=False)

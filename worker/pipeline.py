@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.contract import (
+from uvos.contract import (
     Clustering,
     Format,
     JobParams,
@@ -31,20 +31,20 @@ from service.contract import (
     Work,
     level_name,
 )
-from service.errors import OutOfMemoryBudget
-from worker.attention import AttentionMaps, key_frames, released_key_frames
-from worker.backbone import Projections
-from worker.clip import PatchGrid, model_size
-from worker.clustering import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
-from worker.decode import Arrived, Decoded, DecodeLimits, OnFrames, read_clip, read_folder, stream_frames
-from worker.formats.overlay import OverlayWriter
-from worker.formats.palette import color, write_png
-from worker.formats.rle import RleWriter, Runs
-from worker.formats.rounds import write_rounds
-from worker.loading import LoadedModel
-from worker.masks import Decision, as_drawn, decide, frame_labels
-from worker.motion import join_motion, motion_energy, movers
-from worker.spool import Spool
+from uvos.errors import OutOfMemoryBudget
+from worker.method.algorithm1 import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
+from worker.method.attention import AttentionMaps, key_frames, released_key_frames
+from worker.method.masks import Decision, as_drawn, decide, frame_labels
+from worker.method.motion import join_motion, motion_energy, movers
+from worker.models.backbone import Projections
+from worker.models.loading import LoadedModel
+from worker.numerics.spool import Spool
+from worker.outputs.overlay import OverlayWriter
+from worker.outputs.png import color, write_png
+from worker.outputs.rle import RleWriter, Runs
+from worker.outputs.rounds import write_rounds
+from worker.video.clip import PatchGrid, model_size
+from worker.video.decode import Arrived, Decoded, DecodeLimits, OnFrames, read_clip, read_folder, stream_frames
 
 Progress = Callable[[Stage, int, int | None], None]
 """Called with the stage, its frames done and all frames; what it raises ends the job."""

@@ -38,7 +38,7 @@ FULL: dict[str, tuple[Callable[[Fleet], scenarios.Figures], dict[str, str]]] = {
     "full_disk_at_the_end": (partial(scenarios.full_disk_at_the_end, video=stub_video(0.1)), {}),
     "full_disk_at_a_real_end": (
         lambda fleet: scenarios.full_disk_at_the_end(fleet, video=_real_video(fleet)),
-        {CHILD: "worker.child"},
+        {CHILD: "worker.jobs.child"},
     ),
 }
 

@@ -17,10 +17,10 @@ from typing import Any, Self
 import httpx
 import redis
 
-from service.contract import JobEnd
-from service.embedded import EmbeddedServer
-from service.storage import Storage
+from service.jobs.embedded import EmbeddedServer
+from service.storage.folder import Storage
 from tests.chaos.stub_child import stub_video
+from uvos.contract import JobEnd
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 60.0  # a machine with other work to do is slow

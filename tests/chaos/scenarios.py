@@ -14,10 +14,10 @@ from uuid import uuid4
 
 import httpx
 
-from service.contract import QUEUE, TASK, Status
 from tests.chaos.fleet import Fleet
 from tests.chaos.stub_child import SIGNATURE, stub_video
 from tests.chaos.stub_worker import FILL, STEPS
+from uvos.contract import QUEUE, TASK, Status
 
 Figures = dict[str, float | int | str]
 LONG_S = 180.0  # a real child works, on a machine with other work to do
@@ -240,7 +240,7 @@ def poisoned(fleet: Fleet) -> Figures:
     fleet.redis.rpush(f"rq:queue:{QUEUE}", "poisonmeta", "../../etc/passwd", b"\xff\xfe")
     fleet.redis.set("uvos:worker:evil", b"\xff")
     for worker in fleet.redis.smembers("rq:workers"):
-        name = worker.decode().rsplit(":", 1)[1]
+        name = worker.video.decode().rsplit(":", 1)[1]
         fleet.redis.publish(f"rq:pubsub:{name}", '{"command": "shutdown"}')
     pids = [worker.pid for worker in fleet.workers]
     job_id = fleet.submit()

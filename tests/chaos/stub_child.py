@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service.contract import Stage
 from service.settings import Settings
-from service.storage import Storage, full_is_an_answer
-from worker.child import Send, work_for_parent
+from service.storage.folder import Storage, full_is_an_answer
+from uvos.contract import Stage
+from worker.jobs.child import Send, work_for_parent
 
 SIGNATURE = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
 STEP_S = 0.05

@@ -10,14 +10,14 @@ from pathlib import Path
 from rq import Queue
 from rq.job import Job
 
-from service.contract import JobEnd
 from service.settings import Settings
-from service.storage import Storage
-from worker import queue
-from worker.child import Child
-from worker.queue import SegmentWorker
+from service.storage.folder import Storage
+from uvos.contract import JobEnd
+from worker.jobs import queue
+from worker.jobs.child import Child
+from worker.jobs.queue import SegmentWorker
 
-CHILD = "UVOS_TEST_CHILD"  # another module for the child: "worker.child" is the real one
+CHILD = "UVOS_TEST_CHILD"  # another module for the child: "worker.jobs.child" is the real one
 FILL = "FILL"
 
 STEPS = ("popped", "held", "claimed", "running", "publishing", "decided", "released")

@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from pydantic import SecretStr
 
-from service.embedded import EmbeddedServer
-from service.keys import digest_of, new_key
+from service.http.api_keys import digest_of, new_key
+from service.jobs.embedded import EmbeddedServer
 from service.settings import Settings
 from tests.service.browser import ARGS, CHROMIUM, FRAMES
 from tests.service.live import running_api

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import httpx
 
-from service.contract import Status
-from service.storage import Storage
+from service.storage.folder import Storage
 from tests.videos import make_scene, write_video
-from tests.worker.fuzz_decode import MUTATIONS, SEEDS
+from tests.worker.video.fuzz_decode import MUTATIONS, SEEDS
+from uvos.contract import Status
 
 BOUNDARY = b"a-boundary-of-no-video"
 WAITING = 100  # jobs that may wait before more is sent

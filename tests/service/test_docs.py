@@ -17,10 +17,11 @@ import typer.main
 from starlette.testclient import TestClient
 
 from docs import reference
-from service import cli, errors
-from service.contract import SegmentParams
+from service import cli
 from service.settings import Settings
 from tests.service.code_blocks import BLOCK, ROOT, blocks
+from uvos import errors
+from uvos.contract import SegmentParams
 from worker import cli as worker_cli
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract import Clustering, JobParams, Manifest, Motion, Stage
-from service.errors import OutOfMemoryBudget, TooSmall, UnreadableVideo
 from tests.videos import Shape, make_scene, write_video
-from tests.worker.stub import ColorBackbone, stub_model
-from worker.decoder_process import DecoderLost, DecoderProcess
+from tests.worker.jobs.stub import ColorBackbone, stub_model
+from uvos.contract import Clustering, JobParams, Manifest, Motion, Stage
+from uvos.errors import OutOfMemoryBudget, TooSmall, UnreadableVideo
 from worker.pipeline import Budget, Extras, segment
+from worker.video.decoder_process import DecoderLost, DecoderProcess
 
 SCENE = make_scene([Shape("square", 32, (48, 40), (0, 4)), Shape("square", 32, (48, 104))], frames=6, texture=4)
 

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from service.contract import Clustering, Edges, JobParams, Mode, Motion
-from service.errors import InvalidParameters
 from service.settings import Settings
+from uvos.contract import Clustering, Edges, JobParams, Mode, Motion
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets import DATASETS, DatasetName, open_dataset
 from worker.evaluation.protocols import Frames, Metric, Protocol
 
@@ -96,10 +96,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Segment a data set and score it as published, beside the paper's figures."""
+    from worker.evaluation.baselines import load
     from worker.evaluation.evaluate import Evaluation
     from worker.evaluation.evaluate import evaluate as run
     from worker.evaluation.segmenter import NO_CAP, PipelineSegmenter
-    from worker.evaluation.twins import load
     from worker.pipeline import Budget
 
     settings = Settings()

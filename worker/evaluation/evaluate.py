@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.contract import level_name
-from service.errors import UvosError
+from uvos.contract import level_name
+from uvos.errors import UvosError
 from worker.evaluation import measures
 from worker.evaluation.datasets import DATASETS, DatasetName
 from worker.evaluation.datasets.sequence import LabelledSequence

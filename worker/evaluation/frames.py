@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from worker.decode import PICTURE_SUFFIXES, DecodeLimits, stream_frames
 from worker.evaluation.datasets.sequence import LabelledSequence
+from worker.video.decode import PICTURE_SUFFIXES, DecodeLimits, stream_frames
 
 
 @contextmanager

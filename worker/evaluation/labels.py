@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 
 VOID = -1  # a ground truth's pixels that nobody judges
 WHITE = 255  # void in a label map with other ids (DAVIS-17); the object in a binary mask (DAVIS-16)

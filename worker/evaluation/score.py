@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation import labels, metrics
 from worker.evaluation.protocols import Frames, Metric, Protocol
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract import Background, Format, JobParams, Mode, level_name
+from uvos.contract import Background, Format, JobParams, Mode, level_name
 from worker.evaluation.evaluate import Tell
 from worker.evaluation.labels import read_all
 from worker.evaluation.measures import Segmentation
-from worker.loading import LoadedModel
-from worker.masks import decide
+from worker.method.masks import decide
+from worker.models.loading import LoadedModel
 from worker.pipeline import Budget, Extras, segment
 
 NO_CAP = 10**9  # key tokens: a key ratio is evaluated as it is, or fails for want of memory

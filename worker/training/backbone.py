@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from worker.backbone import create_vit
-from worker.training.fate import Fate
+from worker.models.backbone import create_vit
+from worker.training.frame_store import Pack
 from worker.training.grouping import group_shares, grouping_loss
-from worker.training.pack import Pack
+from worker.training.pseudo_labels import Fate
 from worker.training.samples import Samples
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -57,7 +57,7 @@ class Schedule:
 
 
 def project(vit: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The last layer's queries and keys, with gradients; `worker.backbone` gives the same without.
+    """The last layer's queries and keys, with gradients; `worker.models.backbone` gives the same without.
 
     Args:
         vit: timm's `VisionTransformer`.

@@ -17,10 +17,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.backbone import Backbone
-from worker.training.pack import Pack
-from worker.training.repeatable import repeatable
-from worker.weights import BlockWeights, write_block
+from worker.models.backbone import Backbone
+from worker.models.weights import BlockWeights, write_block
+from worker.training.deterministic import repeatable
+from worker.training.frame_store import Pack
 
 NORM_EPS = 1e-5  # of the released block; segmenting reads it from the exported file
 ATTENTION_DROPOUT = 0.4

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from service.contract import VIDEO_SUFFIXES
-from service.errors import InvalidParameters, UvosError
+from uvos.contract import VIDEO_SUFFIXES
+from uvos.errors import InvalidParameters, UvosError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a backbone or a spatio-temporal block.")
 
@@ -33,7 +33,7 @@ def pack(
     most_frames: Annotated[int, typer.Option(help="Of one video, from its beginning.")] = 160,
 ) -> None:
     """Decode videos into one file of frames, which a machine without decoders can train from."""
-    from worker.training.pack import pack_videos
+    from worker.training.frame_store import pack_videos
 
     with _one_sentence():
         found = _videos(videos)
@@ -64,7 +64,7 @@ def scenes(
     import cv2
     import numpy as np
 
-    from worker.formats.palette import write_png
+    from worker.outputs.png import write_png
     from worker.training.scenes import draw_scene
 
     with _one_sentence():
@@ -102,13 +102,13 @@ def backbone(
     """Train `tiny` without labels, on videos and on scenes made here; run again to go on after an interruption."""
     import torch
 
-    from service.models import find_model
-    from worker.backbone import create_vit
+    from uvos.models import find_model
+    from worker.models.backbone import create_vit
+    from worker.models.weights import load_into, read_weights, write_backbone
     from worker.training.backbone import Schedule, train_backbone
     from worker.training.curves import draw_curves
-    from worker.training.fate import common_fate, read_fate, save_fate
-    from worker.training.pack import pack_videos, read_pack
-    from worker.weights import load_into, read_weights, write_backbone
+    from worker.training.frame_store import pack_videos, read_pack
+    from worker.training.pseudo_labels import common_fate, read_fate, save_fate
 
     with _one_sentence():
         entry = find_model("tiny")
@@ -174,11 +174,11 @@ def block(
     """Train the paper's block behind a frozen backbone; several GPUs: torchrun -m worker.cli train block ..."""
     import torch.distributed as dist
 
-    from service.models import find_model
     from service.settings import Settings
-    from worker.loading import load_model
+    from uvos.models import find_model
+    from worker.models.loading import load_model
     from worker.training.block import BlockSchedule, train_block
-    from worker.training.pack import pack_videos, read_pack
+    from worker.training.frame_store import pack_videos, read_pack
 
     with _one_sentence():
         settings = Settings()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.training.fate import UNKNOWN
+from worker.training.pseudo_labels import UNKNOWN
 from worker.training.samples import GROUPS
 
 NEVER = -1e4  # logit of a key that nobody knows the group of; exp of it is 0 in float32 and bfloat16

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from worker.training.fate import UNKNOWN, Fate
-from worker.training.pack import Pack
+from worker.training.frame_store import Pack
+from worker.training.pseudo_labels import UNKNOWN, Fate
 from worker.training.scenes import Scene, draw_scene
 
 GROUPS = 16  # labels told apart in one sample, ground included

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.training.figures import draw_figure, draw_limb, place_parts
+from worker.training.articulated import draw_figure, draw_limb, place_parts
 from worker.training.textures import Picture, Style, draw_style, draw_surface
 
 CANVAS = 128  # pixels a side

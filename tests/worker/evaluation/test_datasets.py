@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets import DatasetName, open_dataset
 from worker.evaluation.datasets.davis import DAVIS16_VAL
 from worker.evaluation.datasets.youtube_vis import mask_of

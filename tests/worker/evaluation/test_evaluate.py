@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import UnreadableVideo
+from uvos.errors import UnreadableVideo
 from worker.evaluation.datasets import DatasetName, open_dataset
 from worker.evaluation.evaluate import Evaluation, evaluate
 from worker.evaluation.frames import frames_of

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from service.contract import Clustering, Edges
-from service.models import MODELS
+from uvos.contract import Clustering, Edges
+from uvos.models import MODELS
 from worker.cli import app
 from worker.evaluation.datasets import DatasetName
 from worker.evaluation.measures import Measure

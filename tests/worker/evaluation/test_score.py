@@ -8,7 +8,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation import commands
 from worker.evaluation.labels import VOID
 from worker.evaluation.protocols import Frames, Metric, Protocol

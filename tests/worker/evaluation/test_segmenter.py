@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from worker import cli
-from worker.evaluation import twins
+from worker.evaluation import baselines as twins
 from worker.evaluation.segmenter import drawn_ids
 
 DEV = Path(__file__).parents[4] / "shared" / "data" / "davis16-dev"

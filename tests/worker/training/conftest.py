@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worker.training.pack import Pack, read_pack, write_pack
+from worker.training.frame_store import Pack, read_pack, write_pack
 from worker.training.scenes import draw_scene
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from worker.backbone import Backbone, create_vit
+from worker.models.backbone import Backbone, create_vit
+from worker.models.weights import Preprocessing, load_into, read_weights
 from worker.training.backbone import Schedule, project, start_from_pictures, train_backbone
-from worker.training.fate import Fate
+from worker.training.frame_store import Pack
 from worker.training.grouping import group_shares, grouping_loss
-from worker.training.pack import Pack
+from worker.training.pseudo_labels import Fate
 from worker.training.samples import Samples
-from worker.weights import Preprocessing, load_into, read_weights
 
 OPTIONS = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 SCHEDULE = Schedule(steps=6, batch=2, size=(32, 64), warm_up=2)

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worker.backbone import Backbone, create_vit
+from worker.models.backbone import Backbone, create_vit
+from worker.models.weights import Preprocessing, read_weights
 from worker.training.block import (
     BlockSchedule,
     SpatioTemporalBlock,
@@ -15,8 +16,7 @@ from worker.training.block import (
     semantic_consistency,
     train_block,
 )
-from worker.training.pack import Pack
-from worker.weights import Preprocessing, read_weights
+from worker.training.frame_store import Pack
 
 OPTIONS = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from service.models import find_model
 from tests.videos import write_video
-from worker.backbone import create_vit
+from uvos.models import find_model
 from worker.evaluation.datasets import DatasetName, open_dataset
+from worker.models.backbone import create_vit
+from worker.models.weights import load_into, read_weights
 from worker.training.commands import app
 from worker.training.curves import draw_curves
 from worker.training.scenes import draw_scene
-from worker.weights import load_into, read_weights
 
 
 @pytest.fixture(scope="module")

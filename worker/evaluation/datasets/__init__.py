@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets.clips import read_clips
 from worker.evaluation.datasets.davis import read_davis16, read_davis17
 from worker.evaluation.datasets.fbms import read_fbms

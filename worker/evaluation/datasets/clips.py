@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.contract import VIDEO_SUFFIXES
-from service.errors import InvalidParameters
+from uvos.contract import VIDEO_SUFFIXES
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets.sequence import LabelledSequence, Truth, folder, matched, pictures, stem
 from worker.evaluation.labels import read_ids
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets.sequence import (
     LabelledSequence,
     Truth,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets.sequence import LabelledSequence, Truth, folder, grey, matched, pictures, stem
 
 HALF = 128  # masks are 0 and 255, but for grey levels where contours were drawn smooth

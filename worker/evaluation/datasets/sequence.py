@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidParameters
+from uvos.errors import InvalidParameters
 from worker.evaluation.datasets.sequence import LabelledSequence, Truth, folder
 
 SEED = 0  # published figures are on 300 of the training videos; which ones was not published

@@ -1,0 +1,81 @@
+"""A job: look at it, list one's own, cancel it, remove it."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+
+from service.api.dependencies import ExistingJob, JobsDep, ListenerDep, OwnerDep
+from service.api.problems import problems
+from service.jobs.events import wait_for_end
+from uvos.contract import JobPage, JobView, Status
+from uvos.errors import InvalidParameters, JobNotFound, QueueUnavailable
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="get_job",
+    response_model_exclude_none=True,
+    responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
+)
+async def show(
+    job: ExistingJob,
+    jobs: JobsDep,
+    listener: ListenerDep,
+    wait: Annotated[
+        float,
+        Query(ge=0, le=60, allow_inf_nan=False, description="Answer when the job has ended, or after so many seconds."),
+    ] = 0,
+) -> JobView:
+    """Where a job is: status, stage, frames done, position, and links to its result once it has succeeded."""
+    if wait > 0:
+        await wait_for_end(jobs, listener, job.id, wait)
+    return await to_thread.run_sync(lambda: jobs.view(jobs.find(job.id, job.owner)))
+
+
+@router.get(
+    "",
+    operation_id="list_jobs",
+    response_model_exclude_none=True,
+    responses=problems(InvalidParameters, QueueUnavailable),
+)
+def index(
+    jobs: JobsDep,
+    owner: OwnerDep,
+    cursor: Annotated[
+        str | None,
+        Query(
+            pattern="^[0-9a-z]{1,64}$",
+            description="`next` of the page before.",
+            examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"],
+        ),
+    ] = None,
+    status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
+) -> JobPage:
+    """One's own jobs, newest first."""
+    return jobs.page(owner=owner, before=cursor, status=status, size=limit)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    response_model_exclude_none=True,
+    responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
+)
+def cancel(job: ExistingJob, jobs: JobsDep) -> JobView:
+    """Cancel a job, queued or running; a job that has ended stays as it ended."""
+    return jobs.cancel(job)
+
+
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    status_code=204,
+    responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
+)
+def delete(job: ExistingJob, jobs: JobsDep) -> None:
+    """Cancel a job and remove its video, its result and the job itself."""
+    jobs.delete(job)

@@ -1,0 +1,80 @@
+"""The Valkey of our own: durable, one owner at a time, gone with its owner however that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.jobs.embedded import EmbeddedServer
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from service.jobs.embedded import EmbeddedServer
+server = EmbeddedServer(Path(sys.argv[1])).start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def client(server: EmbeddedServer) -> "redis.Redis":
+    return redis.Redis.from_url(server.url, retry=None)
+
+
+def test_it_keeps_what_it_was_told_and_evicts_nothing(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server, client(server) as connection:
+        connection.set("a", "1")
+        assert connection.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+    with EmbeddedServer(tmp_path) as server, client(server) as connection:
+        assert connection.get("a") == b"1"
+
+
+def test_it_is_reached_by_its_owner_alone(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server, client(server) as connection:
+        assert server.socket.stat().st_mode & 0o077 == 0
+        assert connection.config_get("port")["port"] == "0"
+
+
+def test_it_comes_back_after_it_was_killed(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server:
+        with client(server) as connection:
+            connection.set("a", "1")
+            time.sleep(1.1)  # appendfsync everysec
+        os.kill(server.pid, signal.SIGKILL)
+        server.start()
+        with client(server) as connection:
+            assert connection.get("a") == b"1"
+
+
+def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    with EmbeddedServer(folder) as server, client(server) as connection:
+        assert connection.ping()
+    assert not server.socket.parent.exists()
+
+
+def test_two_owners_are_one_too_many(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path), pytest.raises(RuntimeError, match="another process"):
+        EmbeddedServer(tmp_path).start()
+
+
+def test_it_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        server = int(owner.stdout.readline())
+        owner.kill()
+        owner.wait()
+        with EmbeddedServer(tmp_path) as successor, client(successor) as connection:  # at once
+            assert connection.ping()
+            assert not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text()
+
+
+def test_why_it_does_not_start_is_told(tmp_path: Path) -> None:
+    (tmp_path / "appendonlydir").write_text("not a folder")
+    with pytest.raises(RuntimeError, match="did not start"):
+        EmbeddedServer(tmp_path).start()

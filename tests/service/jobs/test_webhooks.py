@@ -1,0 +1,265 @@
+"""Webhooks: signed, to public addresses only, retried across restarts, never before the end is in storage."""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.jobs import webhooks
+from service.jobs.webhooks import AddressRefused, check_url, is_allowed, post, secret_of, sign
+from service.settings import Settings
+from tests.chaos.stub_child import stub_video
+from uvos.contract import JobEnd, Status
+from uvos.errors import InvalidParameters
+
+LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+SECRET = "a secret of the service"
+
+
+class Receiver:
+    """Somebody's server: answers as it is told, keeps what it got."""
+
+    def __init__(self) -> None:
+        self.answers: list[int] = []
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.on_request: Any = lambda: None
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.on_request()
+                receiver.got.append((dict(self.headers), body))
+                self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
+                self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?a=1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+@pytest.fixture
+def telling(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr(webhooks, "POLL_S", 0.05)
+    monkeypatch.setattr(webhooks, "RETRY_AFTER_S", (0.1, 0.1, 60))
+    return settings.model_copy(update={"webhook_secret": SecretStr(SECRET), "webhook_networks": [LOOPBACK]})
+
+
+def submit(http: TestClient, url: str):  # type: ignore[no-untyped-def]
+    return http.post("/segment", files={"video": ("a.mp4", stub_video())}, data={"callback_url": url})
+
+
+def last_delivery(http: TestClient, job_id: str, attempt: int) -> dict[str, Any]:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        last: dict[str, Any] = http.get(f"/jobs/{job_id}").json()["callback"].get("last_delivery", {})
+        if last.get("attempt") == attempt:
+            return last
+        time.sleep(0.02)
+    raise AssertionError(f"no attempt {attempt}: {last}")
+
+
+def test_an_end_is_told_signed_and_only_once_it_can_be_read(telling: Settings, receiver: Receiver) -> None:
+    with TestClient(create_app(telling)) as http:
+        job_id = submit(http, receiver.url).json()["id"]
+        seen = []
+        receiver.on_request = lambda: seen.append((telling.data_dir / "jobs" / job_id / "end.json").exists())
+        time.sleep(0.3)
+        assert receiver.got == []
+        http.post(f"/jobs/{job_id}/cancel")
+        last = last_delivery(http, job_id, 1)
+    assert last["status"] == 204
+    assert "next_at" not in last
+    assert seen == [True]
+    [(headers, body)] = receiver.got
+    told = json.loads(body)
+    assert told["type"] == "job.canceled"
+    assert told["data"]["id"] == job_id
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = hmac.new(secret_of(SECRET, None), signed, hashlib.sha256).digest()
+    assert headers["webhook-signature"] == "v1," + base64.b64encode(expected).decode()
+    assert headers["webhook-id"] == f"msg_{job_id}"
+    assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+
+
+def test_a_refused_one_is_tried_again_also_after_a_restart(telling: Settings, receiver: Receiver) -> None:
+    receiver.answers = [500, 302]
+    with TestClient(create_app(telling)) as http:
+        job_id = submit(http, receiver.url).json()["id"]
+        http.post(f"/jobs/{job_id}/cancel")
+        last_delivery(http, job_id, 2)
+    with TestClient(create_app(telling)) as http:
+        assert last_delivery(http, job_id, 3)["status"] == 204
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+    assert os.listdir(telling.data_dir / "callbacks") == []
+
+
+def test_two_services_tell_it_once(telling: Settings, receiver: Receiver) -> None:
+    with TestClient(create_app(telling)) as http, TestClient(create_app(telling)):
+        receiver.on_request = lambda: time.sleep(0.3)
+        job_id = submit(http, receiver.url).json()["id"]
+        http.post(f"/jobs/{job_id}/cancel")
+        last_delivery(http, job_id, 1)
+        time.sleep(0.3)
+    assert len(receiver.got) == 1
+
+
+def test_an_address_that_is_not_public_is_not_called(telling: Settings, receiver: Receiver) -> None:
+    strict = telling.model_copy(update={"webhook_networks": []})
+    with TestClient(create_app(strict)) as http:
+        job_id = submit(http, receiver.url).json()["id"]
+        http.post(f"/jobs/{job_id}/cancel")
+        last = last_delivery(http, job_id, 1)
+    assert "not a public address" in last["error"]
+    assert receiver.got == []
+
+
+def test_a_deleted_job_is_not_told(telling: Settings, receiver: Receiver) -> None:
+    with TestClient(create_app(telling)) as http:
+        job_id = submit(http, receiver.url).json()["id"]
+        http.delete(f"/jobs/{job_id}")
+        time.sleep(0.3)
+    assert receiver.got == []
+    assert os.listdir(telling.data_dir / "callbacks") == []
+
+
+def test_webhooks_are_off_unless_enabled(http: TestClient) -> None:
+    response = submit(http, "https://example.com/")
+    assert response.status_code == 422
+    assert "sends no webhooks" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ftp://a.b/",
+        "//a.b/",
+        "http://",
+        "http://u:p@a.b/",
+        "http://a b/",
+        "http://a.b:99999/",
+        "http://a.b:0/",
+        "http://a.b/\r\nX: y",
+        "file:///etc/passwd",
+        "http://[::1",
+        "http://ä.b/",
+        "http://a.b/" + "x" * 2050,
+    ],
+)
+def test_what_cannot_be_called_is_refused_at_once(url: str) -> None:
+    with pytest.raises(InvalidParameters):
+        check_url(url)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1%eth0",
+        "fc00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "192.0.2.1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "2001:db8::1",
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_allowed(address, [])
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_addresses_that_are_public(address: str) -> None:
+    assert is_allowed(address, [])
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_in_another_form_is_the_same_address(address: ipaddress.IPv4Address) -> None:
+    forms = (f"::ffff:{address}", str(ipaddress.IPv6Address((0x64FF9B << 96) + int(address))))
+    assert {is_allowed(form, []) for form in forms} == {is_allowed(str(address), [])}
+
+
+def test_a_server_that_answers_byte_by_byte_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "ANSWER_WITHIN_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                try:
+                    for _ in range(100):
+                        connection.sendall(b"H")
+                        time.sleep(0.05)
+                except OSError:
+                    pass
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(Exception, match=r".*"):
+            post(f"http://127.0.0.1:{server.getsockname()[1]}/", b"{}", {}, networks=[LOOPBACK])
+        assert time.monotonic() - start < 3
+        thread.join()
+
+
+def test_a_name_that_leads_inside_is_refused() -> None:
+    with pytest.raises(AddressRefused):
+        post("http://localhost:9/", b"{}", {})
+
+
+def test_each_caller_has_a_secret_of_its_own() -> None:
+    headers = sign(b"{}", "msg_1", 1, secret_of(SECRET, "ada"))
+    assert headers != sign(b"{}", "msg_1", 1, secret_of(SECRET, "bob"))
+
+
+def test_an_end_that_came_while_nobody_told_is_told(telling: Settings, receiver: Receiver) -> None:
+    with TestClient(create_app(telling)) as http:
+        job_id = submit(http, receiver.url).json()["id"]
+        storage = http.app_state["jobs"].storage
+    now = datetime.now(UTC)
+    storage.finish(job_id, JobEnd(status=Status.failed, ended_at=now, expires_at=now + timedelta(hours=1)))
+    with TestClient(create_app(telling)) as http:
+        last_delivery(http, job_id, 1)
+    assert json.loads(receiver.got[0][1])["type"] == "job.failed"

@@ -1,0 +1,228 @@
+"""The Python client and `uvos segment`: masks as arrays, for other tools, and through trouble on the way."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from service import batch
+from service.settings import Settings
+from tests.service.live import free_port, running_api
+from tests.videos import Shape, make_scene, write_video
+from uvos.client import Client, RequestFailed, Result
+from uvos.contract import JobView, Status
+
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scene = make_scene([Shape("disc", 40, (48, 30), (0, 6))], frames=FRAMES)
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", scene.frames)
+
+
+@pytest.fixture(scope="module")
+def result(service_url: str, video: Path) -> Iterator[Result]:
+    told: list[JobView] = []
+    with Client(service_url) as client:
+        result = client.segment(video, tau=[0.5, 1.0], background="keep", on_change=told.append)
+        assert told[-1].status == Status.succeeded
+        yield result
+
+
+def test_masks_are_an_array_with_the_pngs_pixels(result: Result, tmp_path: Path) -> None:
+    assert result.taus == [0.5, 1.0]
+    assert len(result.times_s) == FRAMES
+    masks = result.masks(tau=1.0)
+    assert (masks.shape, masks.dtype) == ((FRAMES, 96, 128), np.uint16)
+    np.testing.assert_array_equal(result.masks(), result.masks(tau=0.5))
+    saved = result.save(tmp_path / "out")
+    archive = next(path for path in saved if path.match("levels/1/masks.zip"))
+    with zipfile.ZipFile(archive) as pngs:
+        for mask, name in zip(masks, pngs.namelist(), strict=True):
+            np.testing.assert_array_equal(mask, np.asarray(Image.open(pngs.open(name))))
+
+
+def test_a_level_that_was_not_asked_for(result: Result) -> None:
+    with pytest.raises(ValueError, match=r"levels \[0.5, 1.0\], not 7"):
+        result.masks(tau=7)
+
+
+def test_supervision_takes_the_masks(result: Result) -> None:
+    detections = result.to_supervision(tau=1.0)
+    assert len(detections) == FRAMES
+    for each, mask in zip(detections, result.masks(tau=1.0), strict=True):
+        assert each.mask is not None
+        assert each.tracker_id is not None
+        for found, label in zip(each.mask, each.tracker_id, strict=True):
+            np.testing.assert_array_equal(found, mask == label)
+        for (left, top, right, bottom), found in zip(each.xyxy, each.mask, strict=True):
+            rows, columns = np.nonzero(found)
+            assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max(), rows.max())
+
+
+def test_pycocotools_reads_the_coco_data_set(result: Result) -> None:
+    coco = COCO()
+    coco.dataset = result.to_coco(tau=1.0)
+    coco.createIndex()
+    masks = result.masks(tau=1.0)
+    assert len(coco.imgs) == FRAMES
+    for annotation in coco.anns.values():
+        expected = masks[annotation["image_id"] - 1] == annotation["track_id"]
+        np.testing.assert_array_equal(coco.annToMask(annotation), expected)
+        assert annotation["area"] == expected.sum()
+
+
+def test_a_refusal_and_a_failure_carry_their_problem(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(RequestFailed) as refused:
+        client.segment(tmp_path / "text.mp4")
+    assert refused.value.problem.type == "/problems/not-a-video"
+    broken = bytearray(write_video(tmp_path / "a.mp4", make_scene(frames=2).frames).read_bytes())
+    broken[40:] = bytes(len(broken) - 40)
+    (tmp_path / "broken.mp4").write_bytes(broken)
+    with pytest.raises(RequestFailed) as failed:
+        client.segment(tmp_path / "broken.mp4")
+    assert failed.value.problem.type == "/problems/unreadable-video"
+
+
+@contextmanager
+def dropping_proxy(target: str, drops: list[int]) -> Iterator[str]:
+    """A proxy that breaks off connections: after so many bytes of the answer, one entry a connection."""
+    host, port = target.removeprefix("http://").split(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+    opened: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                inner, _ = listener.accept()
+            except OSError:
+                return
+            allowed = drops.pop(0) if drops else None
+            outer = socket.create_connection((host, int(port)))
+            opened.extend([inner, outer])
+            threading.Thread(target=pump, args=(inner, outer, None), daemon=True).start()
+            threading.Thread(target=pump, args=(outer, inner, allowed), daemon=True).start()
+
+    def pump(source: socket.socket, sink: socket.socket, allowed: int | None) -> None:
+        passed = 0
+        try:
+            while data := source.recv(2048):
+                passed += len(data)
+                if allowed is not None and passed > allowed:
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        for each in (listener, *opened):
+            each.close()
+
+
+def test_dropped_connections_make_one_job_and_the_whole_result(
+    service_url: str, client: Client, video: Path, tmp_path: Path
+) -> None:
+    before = len(list(client.jobs()))
+    drops = [9999, 0, 0, 700, 1500, 0, 3000]  # the answer to POST is lost twice, then events, then downloads break off
+    with dropping_proxy(service_url, drops) as url, Client(url) as shaky:
+        assert shaky.is_ready()
+        result = shaky.segment(video, tau=0.7)
+        saved = result.save(tmp_path)
+    assert drops == []
+    assert len(list(client.jobs())) == before + 1
+    straight = client.result(client.job(result.job.id))
+    assert all(path.stat().st_size > 0 for path in saved)
+    again = tmp_path / "again"
+    for path in straight.save(again):
+        assert path.read_bytes() == (tmp_path / path.relative_to(again)).read_bytes()
+
+
+def test_a_restarting_service_is_waited_for(settings: Settings, video: Path) -> None:
+    port = free_port()
+    with running_api(settings, port) as url, Client(url) as client:
+        job = client.submit(video)
+
+    def come_back() -> None:
+        time.sleep(1)
+        with running_api(settings, port) as again:
+            httpx.post(f"{again}/jobs/{job.id}/cancel", timeout=20)
+            time.sleep(1.5)
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    with Client(url) as client:
+        assert client.wait(job).status == Status.canceled
+    thread.join()
+
+
+def test_nobody_there_is_told_at_once() -> None:
+    began = time.monotonic()
+    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(httpx.ConnectError):
+        client.job("1")
+    assert time.monotonic() - began < 5
+
+
+def test_the_client_needs_no_torch_and_no_server() -> None:
+    code = "import sys, uvos.client; print([m for m in ('torch', 'av', 'fastapi', 'redis') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done
+
+
+# --- uvos segment
+
+
+def uvos(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, timeout=200
+    )
+
+
+def test_a_folder_and_a_list_become_a_table(service_url: str, video: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "one.mp4").write_bytes(video.read_bytes())
+    (folder / "deep" / "one.mov").write_bytes(video.read_bytes())
+    (folder / "notes.md").write_text("no video")
+    (tmp_path / "bad.mp4").write_text("no video either")
+    (tmp_path / "list.txt").write_text("# a comment\nbad.mp4\n\n")
+    out = tmp_path / "out"
+    done = uvos("segment", str(folder), str(tmp_path / "list.txt"), "--url", service_url, "--out", str(out))
+    assert done.returncode == 1  # one of them failed
+    assert "Traceback" not in done.stderr
+    assert "Not a video" in " ".join(done.stderr.split())
+    assert (out / "one" / "manifest.json").is_file()
+    assert (out / "one-2" / "manifest.json").is_file()
+
+
+def test_what_videos_paths_stand_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no file or folder"):
+        batch.find_videos([tmp_path / "nothing.mp4"])
+    with pytest.raises(ValueError, match="no videos in"):
+        batch.find_videos([tmp_path])
+    for name in ("b.mp4", "a.MKV", "c.jpg"):
+        (tmp_path / name).touch()
+    found = batch.find_videos([tmp_path, tmp_path / "b.mp4"])
+    assert [path.name for path in found] == ["a.MKV", "b.mp4"]
+    assert batch.out_folders(found, Path("out")) == [Path("out/a"), Path("out/b")]
+    assert batch.out_folders(found[:1], Path("out")) == [Path("out")]

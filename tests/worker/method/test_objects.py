@@ -1,0 +1,147 @@
+"""Objects keep their ids over time: the whole pipeline on clips whose masks are known, with tokens that tell.
+
+A stub backbone stands in for the ViT: its tokens are the colours at the patches' centres. What is demanded of the
+answer is stated as FG-ARI and mIoU over the whole video, where ids that change cost as much as wrong masks; three
+answers that no one wants are shown to fail it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.videos import Scene, Shape, make_scene, write_video
+from uvos.contract import Edges, JobParams, Mode, Motion
+from uvos.models import MODELS
+from worker.evaluation.metrics import foreground_ari, matched_iou
+from worker.models.backbone import Projections
+from worker.models.loading import LoadedModel
+from worker.pipeline import Budget, segment
+from worker.video.clip import PatchGrid
+
+# The truth itself, on patches of 8 pixels and nearest in between, has FG-ARI 0.85 and mIoU 0.87 here.
+MIN_FG_ARI = 0.80
+MIN_MIOU = 0.80
+SIZE = (192, 256)
+FRAMES = 12
+SPREAD = 32  # grey levels: how unlike two patches of one texture may look
+
+
+class Colors:
+    """A backbone whose tokens are the colours at the patches' centres; attention falls with their distance."""
+
+    patch = 8
+    device = torch.device("cpu")
+
+    def grid(self, size: tuple[int, int]) -> PatchGrid:
+        return PatchGrid(size[0] // self.patch, size[1] // self.patch)
+
+    def batch_size(self, size: tuple[int, int]) -> int:  # noqa: ARG002
+        return 5
+
+    def project(self, frames: Tensor, *, size: tuple[int, int]) -> Projections:
+        assert tuple(frames.shape[1:3]) == size
+        middle = self.patch // 2
+        tokens = frames[:, middle :: self.patch, middle :: self.patch].flatten(1, 2).float() / SPREAD  # (B, N, 3)
+        # q·k/√d = -|a - b|²/2 and what is the same for all keys: the softmax is a Gaussian of the colours' distance.
+        ones, norm = torch.ones_like(tokens[..., :1]), tokens.square().sum(-1, keepdim=True)
+        queries, keys = torch.cat([tokens, ones], -1), torch.cat([tokens, -norm / 2], -1)
+        return Projections(2 * queries[:, :, None], keys[:, :, None])  # d = 4
+
+
+def a_disc_passes_behind_a_square_while_another_leaves() -> Scene:
+    return make_scene(
+        [
+            Shape("disc", 56, (70, 30), (0, 17)),
+            Shape("square", 72, (70, 128), (0, 0)),
+            Shape("disc", 64, (146, 190), (0, 14)),
+        ],
+        frames=FRAMES,
+        size=SIZE,
+        texture=6,
+        camera=(0, 2),
+    )
+
+
+def a_square_is_gone_and_comes_back_elsewhere() -> Scene:
+    return make_scene(
+        [
+            Shape("square", 64, (60, 50), (4, 12), seen=range(4)),
+            Shape("disc", 72, (130, 170), (-3, 0)),
+            Shape("square", 64, (60, 50), (4, 12), seen=range(8, FRAMES), color=(214, 70, 60)),
+        ],
+        frames=FRAMES,
+        size=SIZE,
+        seed=3,
+        texture=6,
+    )
+
+
+def id_of(prediction: np.ndarray, truth: np.ndarray, label: int) -> int:
+    """The id that most pixels of an object have."""
+    return int(np.bincount(prediction[truth == label]).argmax())
+
+
+def segmented(scene: Scene, folder: Path, **params) -> np.ndarray:
+    """The label maps (T, H, W) that the pipeline writes for a scene."""
+    out = folder / "out"
+    out.mkdir()
+    entry = MODELS["tiny"].model_copy(update={"short_side": SIZE[0], "patch": 8})
+    segment(
+        write_video(folder / "clip.mp4", scene.frames, pix_fmt="yuv444p"),
+        JobParams(tau=[1.0], model="tiny", motion=Motion.off, key_ratio=0.5, **params),
+        LoadedModel(Colors(), entry, "stub", "0" * 64, "0", "float32"),  # type: ignore[arg-type]
+        out,
+        budget=Budget(),
+    )
+    return np.stack([np.array(Image.open(path)) for path in sorted((out / "levels" / "1" / "masks").iterdir())])
+
+
+def is_good(prediction: np.ndarray, truth: np.ndarray) -> bool:
+    return foreground_ari(prediction, truth) >= MIN_FG_ARI and matched_iou(prediction, truth).mean() >= MIN_MIOU
+
+
+def shuffled_in_each_frame(labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The same masks with ids that mean nothing over time."""
+    random = np.random.default_rng(seed)
+    count = int(labels.max())
+    return np.stack([np.concatenate([[0], 1 + random.permutation(count)])[frame] for frame in labels])
+
+
+@pytest.mark.parametrize("edges", Edges)
+def test_ids_survive_an_occlusion_and_a_departure(tmp_path, edges):
+    scene = a_disc_passes_behind_a_square_while_another_leaves()
+    assert (scene.labels[6] == 1).sum() == 0  # hidden altogether
+    assert (scene.labels[-1] == 3).sum() == 0  # gone
+    prediction = segmented(scene, tmp_path, edges=edges)
+    assert is_good(prediction, scene.labels)
+    for t in (0, -1):  # before and after
+        assert np.bincount(prediction[t][scene.labels[t] == 1]).argmax() == id_of(prediction, scene.labels, 1)
+
+
+def test_an_id_comes_back_with_its_object(tmp_path):
+    scene = a_square_is_gone_and_comes_back_elsewhere()
+    prediction = segmented(scene, tmp_path)
+    truth = np.where(scene.labels == 3, 1, scene.labels)  # one square, drawn as two
+    assert is_good(prediction, truth)
+    assert id_of(prediction, scene.labels, 1) == id_of(prediction, scene.labels, 3)
+
+
+def test_the_main_object_of_a_scene_is_its_one_object(tmp_path):
+    scene = make_scene([Shape("disc", 96, (90, 100), (0, 5))], frames=FRAMES, size=SIZE, texture=6)
+    prediction = segmented(scene, tmp_path, mode=Mode.single)
+    assert prediction.max() == 1
+    assert matched_iou(prediction, scene.labels) >= MIN_MIOU
+
+
+@pytest.mark.parametrize(
+    "scene", [a_disc_passes_behind_a_square_while_another_leaves(), a_square_is_gone_and_comes_back_elsewhere()]
+)
+def test_answers_that_no_one_wants_are_not_good(scene):
+    assert is_good(scene.labels, scene.labels)
+    assert not is_good(np.ones_like(scene.labels), scene.labels)  # a single cluster
+    assert not is_good(np.zeros_like(scene.labels), scene.labels)  # all background
+    assert not is_good(shuffled_in_each_frame(scene.labels), scene.labels)

@@ -1,0 +1,51 @@
+"""PNG masks hold the ids themselves, in the colours of the VOC palette."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image
+
+from worker.outputs.png import color, palette, write_png
+
+
+def test_the_palette_is_that_of_voc():
+    assert [tuple(rgb) for rgb in palette()[:9].tolist()] == [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (0, 0, 128),
+        (128, 0, 128),
+        (0, 128, 128),
+        (128, 128, 128),
+        (64, 0, 0),
+    ]
+    assert palette()[255].tolist() == [224, 224, 192]
+    assert color(1) == "#800000"
+    assert color(20) == "#004080"
+
+
+def test_no_two_ids_share_a_colour():
+    assert len(np.unique(palette(2000), axis=0)) == 2000
+
+
+@given(label_map=npst.arrays(np.uint16, npst.array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 255)))
+@settings(deadline=None)
+def test_a_png_restores_its_label_map(tmp_path_factory, label_map):
+    path = tmp_path_factory.mktemp("png") / "00000.png"
+    write_png(path, label_map)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert np.array(image.getpalette("RGB")).reshape(-1, 3)[:256].tolist() == palette().tolist()
+        np.testing.assert_array_equal(np.array(image), label_map)
+
+
+@pytest.mark.parametrize("objects", [None, 300])
+def test_more_than_255_objects_are_16_bit_grey(tmp_path, objects):
+    label_map = np.arange(60, dtype=np.uint16).reshape(6, 10) + (240 if objects is None else 0)
+    write_png(tmp_path / "0.png", label_map, objects=objects)
+    with Image.open(tmp_path / "0.png") as image:
+        assert image.mode == "I;16"
+        np.testing.assert_array_equal(np.array(image), label_map)

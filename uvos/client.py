@@ -1,0 +1,391 @@
+"""The service from Python, over HTTP alone.
+
+from uvos.client import Client
+
+result = Client("http://127.0.0.1:8000").segment("clip.mp4", tau=[0.5, 1.0])
+result.masks(tau=1.0)  # (T, H, W) uint16, 0 is background
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from uvos import rle
+from uvos.contract import JobPage, JobView, LevelLinks, Manifest, Problem, RleDocument, Status
+
+if TYPE_CHECKING:
+    import supervision
+
+CONNECT_TIMEOUT_S = 5.0
+SILENCE_S = 40.0  # events bring a sign of life every 15 s
+PATIENCE_S = 60.0  # a service that cannot be reached for this long is given up
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 5.0
+TRY_AGAIN = {429, 502, 503, 504}
+
+
+class RequestFailed(Exception):
+    """The service said no, or the job did not succeed: the problem, as the service told it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class Client:
+    """A service at `url`.
+
+    Whatever fails for a moment (a dropped connection, a full queue, a restart) is tried again for `patience_s`; a
+    submit is never done twice, for every try carries the same Idempotency-Key.
+    """
+
+    def __init__(
+        self, url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._patience_s = patience_s
+        self._has_answered = False
+        self._http = httpx.Client(
+            base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=CONNECT_TIMEOUT_S), trust_env=False
+        )
+
+    def is_ready(self) -> bool:
+        """Whether a job would be accepted now, and a worker has a model in memory to work on it."""
+        response = self._http.get("/readyz")
+        return response.status_code == 200 and any(worker["models"] for worker in response.json()["workers"])
+
+    # --- the main thing
+
+    def segment(
+        self, video: "str | os.PathLike[str]", *, on_change: Callable[[JobView], None] | None = None, **params: Any
+    ) -> "Result":
+        """Send a video, wait, and give its masks. Parameters are those of POST /segment.
+
+        Raises:
+            RequestFailed: the video was refused, or the job failed or was canceled.
+        """
+        return self.result(self.wait(self.submit(video, **params), on_change=on_change))
+
+    def result(self, job: JobView) -> "Result":
+        """What a job that has ended found.
+
+        Raises:
+            RequestFailed: it did not succeed.
+        """
+        if job.error is not None:
+            raise RequestFailed(job.error)
+        if job.status != Status.succeeded:
+            detail = f"job {job.id} is {job.status.value}: it has no result"
+            raise RequestFailed(Problem(type="about:blank", title="No result", status=409, detail=detail))
+        return Result(self, job)
+
+    # --- jobs
+
+    def submit(self, video: "str | os.PathLike[str]", *, idempotency_key: str | None = None, **params: Any) -> JobView:
+        """Send a video; the job that was accepted. Parameters are those of POST /segment, lists repeat a field.
+
+        Raises:
+            RequestFailed: the service refused it.
+        """
+        path = Path(video)
+        fields: Mapping[str, Any] = {
+            name: [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
+            for name, value in params.items()
+            if value is not None
+        }
+        headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+
+        def post() -> httpx.Response:
+            with path.open("rb") as file:
+                return self._http.post("/segment", data=fields, files={"video": (path.name, file)}, headers=headers)
+
+        return JobView.model_validate(self._try(post).json())
+
+    def job(self, job_id: str) -> JobView:
+        return JobView.model_validate(self._get(f"/jobs/{job_id}").json())
+
+    def jobs(self, status: Status | None = None) -> Iterator[JobView]:
+        """One's jobs, newest first, fetched a page at a time."""
+        cursor: str | None = None
+        while True:
+            asked = {"cursor": cursor, "status": status.value if status else None}
+            response = self._get("/jobs", params={name: value for name, value in asked.items() if value})
+            page = JobPage.model_validate(response.json())
+            yield from page.jobs
+            if page.next is None:
+                return
+            cursor = page.next
+
+    def wait(self, job: JobView, *, on_change: Callable[[JobView], None] | None = None) -> JobView:
+        """Follow the job's events until it has ended; a broken connection is taken up where it broke off.
+
+        Raises:
+            RequestFailed: the job is gone.
+            httpx.TransportError: the service could not be reached for too long.
+        """
+        if job.status.is_terminal:
+            return job
+        last: str | None = None
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                for event, job in self._events(job.links.events, last):  # noqa: B020  # the job as it is now
+                    last = event
+                    patience = _Patience(self._patience_s)
+                    if on_change is not None:
+                        on_change(job)
+                    if job.status.is_terminal:
+                        return job
+            except httpx.TransportError:
+                if not patience.is_left():
+                    raise
+            except RequestFailed as error:
+                if error.problem.status not in TRY_AGAIN or not patience.is_left():
+                    raise
+            patience.pause()
+
+    def cancel(self, job: JobView) -> JobView:
+        return JobView.model_validate(self._try(lambda: self._http.post(job.links.cancel)).json())
+
+    def delete(self, job: JobView) -> None:
+        """Remove the job, its video and its results."""
+        self._try(lambda: self._http.delete(job.links.self))
+
+    # --- files
+
+    def download(self, link: str, path: Path) -> Path:
+        """Save what a link of a job leads to; a broken download goes on where it broke off."""
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        patience = _Patience(self._patience_s)
+        tag = ""
+        while True:
+            have = part.stat().st_size if part.exists() and tag else 0
+            headers = {"Range": f"bytes={have}-", "If-Range": tag} if have else {}
+            try:
+                with self._http.stream("GET", link, headers=headers) as response:
+                    if response.is_error:
+                        response.read()
+                    _checked(response)
+                    tag = response.headers.get("etag", "")
+                    with part.open("ab" if response.status_code == 206 else "wb") as file:
+                        for chunk in response.iter_bytes():
+                            file.write(chunk)
+                part.replace(path)
+                return path
+            except httpx.TransportError:
+                if not patience.is_left():
+                    raise
+            patience.pause()
+
+    def download_all(self, job: JobView, out: Path) -> Iterator[Path]:
+        """Save everything a job that succeeded has: the manifest, and for each level what it was asked for."""
+        assert job.status == Status.succeeded
+        assert job.links.manifest is not None
+        out.mkdir(parents=True, exist_ok=True)
+        yield self.download(job.links.manifest, out / "manifest.json")
+        for level in job.links.levels:
+            folder = out / "levels" / f"{level.tau:g}"
+            folder.mkdir(parents=True, exist_ok=True)
+            names = {"rle.json": level.rle, "masks.zip": level.masks_zip, "overlay.mp4": level.overlay}
+            for name, link in names.items():
+                if link is not None:
+                    yield self.download(link, folder / name)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # --- HTTP
+
+    def _get(self, link: str, **options: Any) -> httpx.Response:
+        return self._try(lambda: self._http.get(link, **options))
+
+    def _try(self, request: Callable[[], httpx.Response]) -> httpx.Response:
+        """Ask, and ask again what fails for a moment; every request of this client may be repeated."""
+        patience = _Patience(self._patience_s)
+        while True:
+            wait_s: float | None = None
+            try:
+                response = request()
+                self._has_answered = True
+                if response.status_code not in TRY_AGAIN or not patience.is_left():
+                    return _checked(response)
+                told = response.headers.get("retry-after", "")
+                wait_s = float(told) if told.isdecimal() else None
+            except httpx.TransportError as error:
+                nobody_is_there = isinstance(error, httpx.ConnectError) and not self._has_answered
+                if nobody_is_there or not patience.is_left():
+                    raise
+            patience.pause(wait_s)
+
+    def _events(self, link: str, last: str | None) -> Iterator[tuple[str | None, JobView]]:
+        """Server-sent events after `last`: their ids and the job in each."""
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
+        with self._http.stream("GET", link, headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+            _checked(response)
+            fields: dict[str, str] = {}
+            for line in response.iter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                elif "data" in fields:
+                    yield fields.get("id"), JobView.model_validate_json(fields["data"])
+                    fields = {}
+
+
+class Result:
+    """What a job found, fetched when it is asked for."""
+
+    def __init__(self, client: Client, job: JobView) -> None:
+        self._client = client
+        self.job = job
+        self._documents: dict[str, RleDocument] = {}
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What was done, with what, and what came out."""
+        assert self.job.links.manifest is not None
+        return Manifest.model_validate_json(self._client._get(self.job.links.manifest).content)
+
+    @property
+    def times_s(self) -> list[float]:
+        """When each frame is shown, seconds."""
+        return self.manifest.video.pts_s
+
+    @property
+    def taus(self) -> list[float]:
+        """The levels there are."""
+        return [level.tau for level in self.job.links.levels]
+
+    def rle(self, tau: float | None = None) -> RleDocument:
+        """The run lengths of a level; of the first where `tau` is None."""
+        link = self._level(tau).rle
+        assert link is not None
+        if link not in self._documents:
+            self._documents[link] = RleDocument.model_validate_json(self._client._get(link).content)
+        return self._documents[link]
+
+    def masks(self, tau: float | None = None) -> NDArray[np.uint16]:
+        """The label maps of a level: object ids, constant over time, 0 for background; (T, H, W)."""
+        document = self.rle(tau)
+        return np.stack([rle.label_map(frame, document.size) for frame in document.frames])
+
+    def to_supervision(self, tau: float | None = None) -> "list[supervision.Detections]":
+        """For each frame the objects as `supervision.Detections`: boxes, masks, `tracker_id` for the id.
+
+        Raises:
+            ImportError: the package `supervision` is not installed.
+        """
+        import supervision
+
+        found = []
+        for frame in self.rle(tau).frames:
+            if not frame.objects:
+                found.append(supervision.Detections.empty())
+                continue
+            masks = np.stack([rle.mask(each.rle) for each in frame.objects])
+            found.append(
+                supervision.Detections(
+                    xyxy=supervision.mask_to_xyxy(masks).astype(np.float32),
+                    mask=masks,
+                    class_id=np.zeros(len(masks), int),
+                    tracker_id=np.array([each.id for each in frame.objects]),
+                )
+            )
+        return found
+
+    def to_coco(self, tau: float | None = None) -> dict[str, Any]:
+        """A COCO data set: an image a frame, an annotation a mask, `track_id` for the object's id.
+
+        `pycocotools.coco.COCO` takes it as its `dataset`; image ids count from 1, as COCO's do.
+        """
+        from pycocotools import mask as coco
+
+        document = self.rle(tau)
+        height, width = document.size
+        name = self.job.video.name
+        images = [
+            {"id": frame.index + 1, "file_name": f"{name}/{frame.index:05d}.png", "height": height, "width": width,
+             "time_s": frame.time}
+            for frame in document.frames
+        ]  # fmt: skip
+        annotations: list[dict[str, Any]] = []
+        for frame in document.frames:
+            for each in frame.objects:
+                segmentation = each.rle.model_dump(mode="json")
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": frame.index + 1,
+                        "category_id": 1,
+                        "track_id": each.id,
+                        "segmentation": segmentation,
+                        "area": int(coco.area(segmentation)),
+                        "bbox": [float(side) for side in coco.toBbox(segmentation)],
+                        "iscrowd": 0,
+                    }
+                )
+        return {
+            "info": {"description": f"{name}, tau {self._level(tau).tau:g}"},
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "object"}],
+        }
+
+    def save(self, out: "str | os.PathLike[str]") -> list[Path]:
+        """Save every file of the result in a folder; their paths."""
+        return list(self._client.download_all(self.job, Path(out)))
+
+    def _level(self, tau: float | None) -> LevelLinks:
+        levels = self.job.links.levels
+        for level in levels:
+            if tau is None or f"{level.tau:g}" == f"{tau:g}":
+                return level
+        raise ValueError(f"this job has the levels {self.taus}, not {tau:g}")
+
+
+class _Patience:
+    """Longer and longer pauses, as long as there is patience left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._pause_s = FIRST_PAUSE_S
+
+    def is_left(self) -> bool:
+        return time.monotonic() < self._until
+
+    def pause(self, seconds: float | None = None) -> None:
+        time.sleep(min(seconds if seconds is not None else self._pause_s, max(0.0, self._until - time.monotonic())))
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_error:
+        try:
+            problem = Problem.model_validate(response.json())
+        except ValueError:
+            problem = Problem(
+                type="about:blank",
+                title=response.reason_phrase,
+                status=response.status_code,
+                detail=response.text[:200] or response.reason_phrase,
+            )
+        raise RequestFailed(problem)
+    return response

@@ -1,0 +1,319 @@
+"""Where the decoder's frames come from: the best stream of a video file, or a pack of still pictures.
+
+Runs in the decoder's process (`decoder.py`), shut in, so it imports neither numpy nor torch. A source gives frames
+in the order in which they are shown and refuses those beyond the limit of pixels.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, BinaryIO, cast
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+# By libav's names: what people's cameras, browsers and editors write.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf"
+DECODERS = [
+    *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9", "theora", "gif", "mjpeg", "png"),
+    *("mpeg4", "msmpeg4v2", "msmpeg4", "mpeg1video", "mpeg2video", "h263", "flv", "wmv1", "wmv2", "wmv3", "vc1"),
+    *("prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "rawvideo", "cinepak", "svq3"),
+]
+
+# Codecs count pixels of sizes rounded up to their blocks: this much beyond the limit is theirs, the exact count ours.
+PIXEL_SLACK, PIXEL_SLACK_SMALL = 1.1, 2**16
+INDEXED_CONTAINERS = ("mov", "matroska")  # where seeking by time is exact enough to rely on
+DEFAULT_FRAME_S = 1 / 25
+ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9")  # so that a packet without a frame is a frame lost
+MATROSKA_HEAD = 4096  # bytes that hold the EBML header and the segment's length
+DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
+PICTURE_HEADER = struct.Struct("<Q")  # a pack of pictures: for each its length, then its bytes
+
+
+class Refusal(Exception):
+    """A file ends here: the name of a class of `uvos/errors.py`, and its particulars."""
+
+    def __init__(self, kind: str, detail: str, *, limit: float | None = None, actual: float | None = None) -> None:
+        super().__init__(detail)
+        self.message = {"kind": kind, "detail": detail, "limit": limit, "actual": actual}
+
+
+def check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise Refusal(
+            "TooManyPixels",
+            f"frames of {width}x{height} have {width * height} pixels; the limit is {limit}",
+            limit=limit,
+            actual=width * height,
+        )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How stored pixels are brought upright: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def mirrored(self) -> bool:
+        return self.transpose ^ self.flip_x ^ self.flip_y
+
+    @property
+    def degrees(self) -> int:
+        """Clockwise; where the picture is also mirrored, the turn before it is mirrored left to right."""
+        flip_x = self.flip_x != self.mirrored
+        if self.transpose:
+            return 90 if flip_x else 270
+        return 180 if flip_x else 0
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "Turn":
+        """What the frame's display matrix asks for, to the nearest right angle."""
+        side_data = cast(Mapping[str, Any], frame.side_data)  # PyAV's annotation knows motion vectors alone
+        matrix = side_data.get("DISPLAYMATRIX")
+        if matrix is None or matrix.buffer_size < DISPLAY_MATRIX.size:
+            return cls()
+        a, b, _, c, d = DISPLAY_MATRIX.unpack_from(bytes(matrix))
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(flip_x=a < 0, flip_y=d < 0)
+        return cls(transpose=True, flip_x=c < 0, flip_y=b < 0)
+
+
+class VideoFile:
+    """The best video stream of an open file, read by its descriptor alone."""
+
+    def __init__(self, file: int, *, max_pixels: int, threads: int) -> None:
+        self.file, self.max_pixels, self.threads = file, max_pixels, threads
+        self.packets = self.decoded = self.damaged = 0
+        self.first_s: float | None = None
+        self.last_s: float | None = None
+        """When the first frame of the video and the last one decoded are shown, on the container's own clock."""
+        self.last_is_partial = self.sought = False
+        self._open()
+
+    def _open(self) -> None:
+        self.container: InputContainer = av.open(
+            # A descriptor, and no other protocol: no path and no address inside the file can lead anywhere.
+            "fd:",
+            "r",
+            options={
+                "fd": str(self.file),
+                "protocol_whitelist": "fd",
+                "format_whitelist": CONTAINERS,
+                **self._codec_options(),
+            },
+            metadata_errors="replace",
+        )
+        self.stream = self._best_stream()
+        for stream in self.container.streams:
+            if stream is not self.stream:
+                stream.discard = Discard.all
+        codec = self.stream.codec_context
+        codec.options = self._codec_options()  # the container's reach the probing, only these the decoding
+        codec.thread_type = "AUTO"
+        codec.thread_count = self.threads
+
+    def _codec_options(self) -> dict[str, str]:
+        return {
+            "max_pixels": str(int(self.max_pixels * PIXEL_SLACK) + PIXEL_SLACK_SMALL),
+            "codec_whitelist": ",".join(DECODERS),
+        }
+
+    def _best_stream(self) -> VideoStream:
+        """The largest of the default streams; cover pictures do not count."""
+        pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+        streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            raise Refusal("NoVideoStream", "the file has no stream of moving pictures")
+        readable = [s for s in streams if s.codec_context is not None and s.codec_context.name in DECODERS]
+        if not readable:
+            names = sorted({s.codec_context.name if s.codec_context is not None else "unknown" for s in streams})
+            raise Refusal("UnsupportedCodec", f"the video is coded as {', '.join(names)}")
+        return max(readable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+
+    @property
+    def codec(self) -> str:
+        return self.stream.codec_context.codec.canonical_name
+
+    @property
+    def has_one_frame_a_packet(self) -> bool:
+        return self.codec in ONE_FRAME_A_PACKET
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction:
+        ratio = self.stream.sample_aspect_ratio
+        return ratio if ratio is not None and ratio > 0 else Fraction(1)
+
+    @property
+    def frame_count(self) -> int:
+        """As the header has it; 0: not said."""
+        return self.stream.frames
+
+    @property
+    def frame_s(self) -> float:
+        """The usual time between frames, as far as the header tells."""
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(1 / rate) if rate else DEFAULT_FRAME_S
+
+    @property
+    def duration_s(self) -> float | None:
+        """As the header has it."""
+        if self.stream.duration and self.stream.time_base:
+            return float(self.stream.duration * self.stream.time_base)
+        return self.container.duration / av.time_base if self.container.duration else None
+
+    def frames(self) -> Iterator[VideoFrame]:
+        for packet in self.container.demux(self.stream):
+            if packet.size:  # the last one, without data, gets the frames out that the codec still holds
+                self.last_is_partial = packet.is_corrupt
+                self.packets += not packet.is_discard  # those outside an edit list are decoded, not shown
+            for frame in packet.decode():
+                check_pixels(frame.width, frame.height, self.max_pixels)
+                self.decoded += 1
+                self.damaged += frame.is_corrupt
+                if frame.time is not None:
+                    self.last_s = frame.time
+                    self.first_s = frame.time if self.first_s is None else self.first_s
+                yield frame
+
+    def frames_from(self, time_s: float) -> Iterator[VideoFrame]:
+        """All frames from `time_s` of the container's own clock on, and those before it that decoding them takes."""
+        self.packets = self.decoded = self.damaged = 0
+        if self.stream.time_base and any(name in self.container.format.name for name in INDEXED_CONTAINERS):
+            try:
+                self.container.seek(int(time_s / self.stream.time_base), stream=self.stream)
+                frames = self.frames()
+                first = next(frames, None)
+            except av.error.FFmpegError:
+                first = None
+            if first is not None and first.time is not None and first.time <= time_s:
+                self.sought = True
+                return _with(first, frames)
+        self._reopen()
+        return self.frames()
+
+    def _reopen(self) -> None:
+        self.container.close()
+        os.lseek(self.file, 0, os.SEEK_SET)
+        self.packets = self.decoded = self.damaged = 0
+        self._open()
+
+    def packet_times(self) -> Iterator[float]:
+        """When each frame is shown, on the container's own clock, without decoding it; in the order of the file."""
+        self._reopen()
+        for packet in self.container.demux(self.stream):
+            if packet.size and not packet.is_discard and packet.pts is not None and self.stream.time_base:
+                yield float(packet.pts * self.stream.time_base)
+
+    def ends_early(self) -> bool:
+        """After the last frame: the file is shorter than it says it is, where its format says so.
+
+        libav takes the end of the file for the end of the video: a broken upload would lose its last part unnoticed.
+        """
+        size = self.container.size
+        name = self.container.format.name
+        if "mov" in name and any(entry.pos + entry.size > size for entry in self.stream.index_entries):
+            return True
+        if "matroska" in name and matroska_size(os.pread(self.file, MATROSKA_HEAD, 0)) > size:
+            return True
+        return self.last_is_partial
+
+    def lost_frames(self) -> int:
+        """After the last frame: how many a damaged file has and the codec passed over without a word."""
+        if self.sought or not self.has_one_frame_a_packet:
+            return 0  # after seeking, frames that need one before are passed over rightly
+        return max(0, self.packets - self.decoded)
+
+    def has_no_end_mark(self) -> bool:
+        """It may have been cut off: players show such a file all the same."""
+        return self.container.format.name == "gif" and b";" not in os.pread(self.file, 16, self.container.size - 16)
+
+
+def matroska_size(head: bytes) -> int:
+    """How long a Matroska or WebM file is by its own account; 0: not said, as in live recordings.
+
+    A file is an EBML header and a segment; each is an identifier of four bytes, a length and so many bytes (RFC 8794,
+    section 4). In a length, the zeros before its first one tell how many bytes follow; all ones: unknown.
+    """
+    position = 0
+    for identifier in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        if head[position : position + 4] != identifier or position + 4 >= len(head):
+            return 0
+        bytes_used = 9 - head[position + 4].bit_length()
+        bits = 7 * bytes_used
+        length = int.from_bytes(head[position + 4 : position + 4 + bytes_used]) & ((1 << bits) - 1)
+        if bytes_used > 8 or length == (1 << bits) - 1:
+            return 0
+        position += 4 + bytes_used + length
+    return position
+
+
+class Pictures:
+    """JPEG and PNG pictures, one behind the other in an open file (`PICTURE_HEADER`), shown at an even rate.
+
+    Decoded by Pillow: its JPEG decoder gives the pixels that OpenCV's gives, libav's does not.
+    """
+
+    codec = "pictures"
+    sample_aspect_ratio = Fraction(1)
+    has_one_frame_a_packet = True
+    decoded = damaged = 0
+    first_s, last_s = 0.0, 0.0
+
+    def __init__(self, file: int, *, count: int, rate: float, max_pixels: int) -> None:
+        self.file: BinaryIO = os.fdopen(file, "rb", closefd=False)
+        self.frame_count, self.frame_s, self.max_pixels = count, 1 / rate, max_pixels
+        self.duration_s: float | None = count / rate
+
+    @staticmethod
+    def prepare() -> None:
+        """Import what Pillow imports late, while files can still be opened."""
+        from PIL import Image
+
+        Image.preinit()
+        Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+
+    def frames(self) -> Iterator[VideoFrame]:
+        from PIL import Image
+
+        self.file.seek(0)
+        self.decoded = 0
+        while header := self.file.read(PICTURE_HEADER.size):
+            (length,) = PICTURE_HEADER.unpack(header)
+            with Image.open(io.BytesIO(self.file.read(length)), formats=("JPEG", "PNG")) as picture:
+                check_pixels(*picture.size, self.max_pixels)
+                frame = VideoFrame.from_image(picture.convert("RGB"))  # type: ignore[no-untyped-call]
+            frame.time_base = Fraction(self.frame_s).limit_denominator(1_000_000)
+            frame.pts = self.decoded
+            self.decoded += 1
+            self.last_s = (self.decoded - 1) * self.frame_s
+            yield frame
+
+    def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - from the first, then
+        return self.frames()
+
+    def packet_times(self) -> Iterator[float]:
+        return (i * self.frame_s for i in range(self.frame_count))
+
+    def ends_early(self) -> bool:
+        return False
+
+    def lost_frames(self) -> int:
+        return 0
+
+    def has_no_end_mark(self) -> bool:
+        return False
+
+
+def _with(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    yield first
+    yield from rest
