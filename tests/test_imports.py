@@ -72,7 +72,10 @@ ONLY: dict[str, set[str]] = {
         "uvos.contract",
         "uvos.errors",
     },
-    "worker.method.masks": {"worker.video.clip", "uvos.contract", "uvos.errors"},
+    "worker.method.cluster_stats": set(),
+    "worker.method.foreground": {"worker.method.cluster_stats"},
+    "worker.method.masks": {"worker.method.cluster_stats", "worker.method.foreground", "uvos.contract"},
+    "worker.method.edges": {"worker.method.masks", "worker.video.clip", "uvos.contract"},
     "worker.outputs": {"worker.video.clip", "worker.outputs.", "uvos.contract", "uvos.errors"},
     "worker.models.loading": {
         "worker.models.backbone",

@@ -34,7 +34,8 @@ from uvos.contract import (
 from uvos.errors import OutOfMemoryBudget
 from worker.method.algorithm1 import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
 from worker.method.attention import AttentionMaps, key_frames, released_key_frames
-from worker.method.masks import Decision, as_drawn, decide, frame_labels
+from worker.method.edges import draw_label_map
+from worker.method.masks import ObjectDecision, decide_objects, renumber_as_drawn
 from worker.method.motion import join_motion, motion_energy, movers
 from worker.models.backbone import Projections
 from worker.models.loading import LoadedModel
@@ -456,10 +457,10 @@ class _Scores:
 
 def _decide(
     one: Assigned, params: JobParams, grid: PatchGrid, size: tuple[int, int], motion: NDArray[np.float32] | None
-) -> Decision:
+) -> ObjectDecision:
     """What becomes of each cluster; ids, areas and spans are those of the label maps as they will be drawn."""
     scores = _Scores(one.scores)
-    decision = decide(
+    decision = decide_objects(
         one.labels,
         len(one.level.centroids),
         mode=params.mode,
@@ -470,11 +471,11 @@ def _decide(
     )
 
     def areas(frame: int) -> NDArray[np.intp]:
-        labels = frame_labels(scores[frame], grid, size=size, decision=decision, edges=params.edges)
+        labels = draw_label_map(scores[frame], grid, size=size, decision=decision, edges=params.edges)
         return np.bincount(labels.ravel(), minlength=len(decision.objects) + 1)
 
     with ThreadPoolExecutor(DRAWING_THREADS) as pool:
-        return as_drawn(decision, np.stack(list(pool.map(areas, range(len(one.labels))))))
+        return renumber_as_drawn(decision, np.stack(list(pool.map(areas, range(len(one.labels))))))[0]
 
 
 def _draw(
@@ -483,7 +484,7 @@ def _draw(
     params: JobParams,
     grid: PatchGrid,
     assigned: list[Assigned],
-    decisions: list[Decision],
+    decisions: list[ObjectDecision],
     out: Path,
     limits: DecodeLimits,
     tell: Progress,
@@ -498,7 +499,7 @@ def _draw(
 
     def draw(frame: int, index: int) -> tuple[dict[int, str], NDArray[np.uint16] | None]:
         one, decision = assigned[index], decisions[index]
-        labels = frame_labels(_Scores(one.scores)[frame], grid, size=size, decision=decision, edges=params.edges)
+        labels = draw_label_map(_Scores(one.scores)[frame], grid, size=size, decision=decision, edges=params.edges)
         if Format.png in params.format:
             path = folders[index] / "masks" / f"{frame:05d}.png"
             write_png(path, labels, objects=len(decision.objects))
@@ -566,7 +567,7 @@ def _write_manifest(
     grid: PatchGrid,
     keyed: list[int],
     assigned: list[Assigned],
-    decisions: list[Decision],
+    decisions: list[ObjectDecision],
     watch: Stopwatch,
     warnings: list[str],
     name: str,
@@ -612,7 +613,7 @@ def _write_manifest(
     return manifest
 
 
-def _level(out: Path, one: Assigned, decision: Decision) -> ManifestLevel:
+def _level(out: Path, one: Assigned, decision: ObjectDecision) -> ManifestLevel:
     folder = out / "levels" / level_name(one.level.tau)
     return ManifestLevel(
         tau=one.level.tau,

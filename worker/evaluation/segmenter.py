@@ -11,7 +11,7 @@ from uvos.contract import Background, Format, JobParams, Mode, level_name
 from worker.evaluation.evaluate import Tell
 from worker.evaluation.labels import read_all
 from worker.evaluation.measures import Segmentation
-from worker.method.masks import decide
+from worker.method.masks import decide_objects
 from worker.models.loading import LoadedModel
 from worker.pipeline import Budget, Extras, segment
 
@@ -57,8 +57,8 @@ def _segmentation(
     clusters = int(assignment.max()) + 1
     labels = read_all([masks / f"{frame:05d}.png" for frame in annotated])
     drawn = drawn_ids(labels, assignment[list(annotated)], clusters)
-    main = decide(assignment, clusters, mode=Mode.single, motion=motion).object_of > 0
-    objects = decide(assignment, clusters, background=Background.auto, motion=motion).object_of > 0
+    main = decide_objects(assignment, clusters, mode=Mode.single, motion=motion).object_ids > 0
+    objects = decide_objects(assignment, clusters, background=Background.auto, motion=motion).object_ids > 0
     return Segmentation(
         labels=labels,
         main=frozenset(drawn[main & (drawn > 0)].tolist()),

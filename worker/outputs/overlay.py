@@ -1,4 +1,4 @@
-"""Frames with their objects coloured and outlined: an H.264 MP4 that browsers play, and a strip of a few frames."""
+"""Frames with coloured and outlined objects: an H.264 MP4 for browsers, and a strip of a few frames."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,20 +15,20 @@ from PIL import Image
 
 from worker.outputs.png import palette
 
-OPACITY = 0.5  # of an object's colour
-OUTLINE_WHITENESS = 0.6  # how far an outline's colour lies on the way to white
-OUTLINE_LINES = 540  # one pixel of outline for each of so many lines
-TIME_BASE = Fraction(1, 90_000)  # MPEG's clock: 24, 25, 30 and 60 frames a second are whole numbers of it
-BT709 = 1  # FFmpeg's number of it, as matrix, primaries and transfer
-# No B-frames: with uneven times their reordering makes the muxer's edit list lose the last frame.
+OPACITY = 0.5  # of an object's colour over the frame
+OUTLINE_WHITENESS = 0.6  # share of white in an outline's colour
+OUTLINE_LINES = 540  # lines of video per pixel of outline thickness
+TIME_BASE = Fraction(1, 90_000)  # MPEG's clock, a multiple of 24, 25, 30 and 60 frames a second
+BT709 = 1  # FFmpeg's number for matrix, primaries and transfer
+# No B-frames: with variable frame times their reordering makes the muxer's edit list drop the last frame.
 ENCODER = {"preset": "veryfast", "crf": "21", "bf": "0"}
 
 
 def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """A frame with its objects tinted in the palette's colours, with thin bright outlines.
+    """A frame with objects tinted in the palette's colours and outlined in a brighter tone.
 
     Args:
-        frame: RGB, shape (h, w, 3); scaled to the label map where the sizes differ.
+        frame: RGB, shape (h, w, 3); scaled to the size of the label map.
         label_map: Object ids, 0 for background, shape (H, W).
 
     Returns:
@@ -42,7 +42,7 @@ def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np
     objects = label_map > 0
     thickness = 1 + 2 * max(1, round(height / OUTLINE_LINES))
     window = np.ones((thickness, thickness), np.uint8)
-    # An object's edge is where another label is near: nearer than the outline is thick, and on its own side.
+    # An object's outline: its own pixels within the outline's thickness of another label.
     edge = objects & (cv2.dilate(label_map, window) != cv2.erode(label_map, window))
     result = np.where(objects[..., None], blended, frame)
     bright = (255 * OUTLINE_WHITENESS + colors * (1 - OUTLINE_WHITENESS)).astype(np.uint8)
@@ -53,8 +53,8 @@ def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np
 class OverlayWriter:
     """An MP4 of blended frames, written frame by frame; a context manager.
 
-    H.264, yuv420p, its index first so that it plays while it loads. Frames keep their distances in time, the first
-    being at 0. Sides of odd length, which yuv420p does not know, gain a row or column that repeats the last one.
+    H.264, yuv420p, index first so that playback starts while loading. Frames keep their time differences; the first
+    is at 0. Odd sides, which yuv420p does not support, are padded with a copy of the last row or column.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], times: Sequence[float] | NDArray[np.float64]) -> None:
@@ -66,7 +66,7 @@ class OverlayWriter:
             times: The time of each frame in seconds, ascending.
         """
         ticks = [round((float(time) - float(times[0])) / TIME_BASE) for time in times]
-        # A clock can only move on: frames that claim one time are a tick apart.
+        # Timestamps must increase: frames with equal times are a tick apart.
         self._ticks = np.maximum.accumulate(np.array(ticks) - np.arange(len(ticks))) + np.arange(len(ticks))
         steps = np.diff(self._ticks)
         self._durations = [*steps.tolist(), int(np.median(steps)) if len(steps) else round(1 / (25 * TIME_BASE))]
@@ -83,7 +83,7 @@ class OverlayWriter:
         context.color_range = ColorRange.MPEG
 
     def write(self, frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> None:
-        """Append the next frame: RGB of any size, and its label map of the size given at the start."""
+        """Append the next frame: RGB of any size, and its label map of the size passed to the constructor."""
         blended = np.pad(blend(frame, label_map), self._padding, mode="edge")
         picture = av.VideoFrame.from_ndarray(blended, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709
@@ -110,13 +110,13 @@ class OverlayWriter:
 def strip(
     frames: Sequence[NDArray[np.uint8]], label_maps: Sequence[NDArray[np.uint16]], *, width: int = 1600, gap: int = 6
 ) -> Image.Image:
-    """One picture of a few frames side by side: as they are above, with their objects coloured below.
+    """A picture of a few frames side by side: the frames above, with coloured objects below.
 
     Args:
         frames: RGB, shape (h, w, 3) each.
-        label_maps: The label map of each of them, shape (H, W).
-        width: Of the picture, pixels.
-        gap: Between frames, pixels; white.
+        label_maps: The label map of each frame, shape (H, W).
+        width: Width of the picture, pixels.
+        gap: White space between frames, pixels.
     """
     height, across = label_maps[0].shape
     tile = max(1, (width - gap * (len(frames) - 1)) // len(frames))

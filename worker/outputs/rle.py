@@ -1,6 +1,8 @@
-"""Label maps -> COCO run lengths, all objects of a frame in one pass, and `rle.json` frame by frame."""
+"""Label maps -> COCO run lengths, all objects of a frame in one pass, and `rle.json`, written frame by frame."""
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-DIGIT_BITS = 5  # of a number in each character; a sixth bit says that more follow
+DIGIT_BITS = 5  # bits of a number in each character; the sixth bit is set if more characters follow
 MORE = 1 << DIGIT_BITS
 SIGN = 1 << DIGIT_BITS - 1
 FIRST_CHARACTER = 48  # "0"
@@ -18,12 +20,12 @@ FIRST_CHARACTER = 48  # "0"
 
 @dataclass(frozen=True)
 class Runs:
-    """A label map as its runs of equal labels down the columns: small to keep, quick to renumber, encode or restore.
+    """A label map as runs of equal labels down the columns: compact, and fast to renumber, encode or restore.
 
     Attributes:
         size: (H, W).
-        labels: The label of each run, uint16, shape (n,); neighbours differ.
-        starts: Where each run starts, pixels counted column by column, int64, shape (n,); the first is 0.
+        labels: Label of each run, uint16, shape (n,); neighbours differ.
+        starts: Start of each run in pixels, counted column by column, int64, shape (n,); the first is 0.
     """
 
     size: tuple[int, int]
@@ -41,8 +43,8 @@ class Runs:
     def renumbered(self, new_label: NDArray[np.uint16]) -> "Runs":
         """The runs of `new_label[label_map]`."""
         labels = new_label[self.labels]
-        differ = np.concatenate([[True], labels[1:] != labels[:-1]])
-        return Runs(self.size, labels[differ], self.starts[differ])
+        is_start = np.concatenate([[True], labels[1:] != labels[:-1]])
+        return Runs(self.size, labels[is_start], self.starts[is_start])
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -54,15 +56,15 @@ class Runs:
         return np.bincount(self.labels, self.lengths, labels).astype(np.int64)
 
     def label_map(self) -> NDArray[np.uint16]:
-        """The label map again, shape (H, W)."""
+        """The label map, shape (H, W)."""
         height, width = self.size
         return np.ascontiguousarray(self.labels.repeat(self.lengths).reshape(width, height).T)
 
     def counts(self) -> dict[int, str]:
-        """COCO's compressed `counts` of every object, by id: the bytes that pycocotools gives for its mask.
+        """COCO's compressed `counts` of every object, by id: identical to the bytes of pycocotools for its mask.
 
-        Background, 0, is left out. Source: `rleEncode` and `rleToString` of cocoapi: runs of zeros and ones in turn,
-        zeros first; from the fourth on less the run two before; five bits a character, least significant first.
+        Background, 0, is omitted. Source: `rleEncode` and `rleToString` of cocoapi: alternating runs of zeros and
+        ones, zeros first; from the fourth on minus the run two before; five bits per character, lowest first.
         """
         objects = np.flatnonzero(self.labels)
         objects = objects[np.argsort(self.labels[objects], kind="stable")]
@@ -70,14 +72,14 @@ class Runs:
         if len(labels) == 0:
             return {}
         ends = starts + self.lengths[objects]
-        first = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))  # of each object
+        first = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))  # index of each object's first run
         runs = np.diff(first, append=len(labels))
         last = first + runs - 1
         before = np.concatenate([[0], ends[:-1]])
         before[first] = 0
         after = self.size[0] * self.size[1] - ends[last]
 
-        # Zeros and ones of each object in turn, then the zeros after it, if any.
+        # For each object alternating zeros and ones, then the zeros after its last run, if any.
         total = 2 * runs + (after > 0)
         offset = total.cumsum() - total
         ones = 2 * np.arange(len(labels)) + 1 + np.repeat(offset - 2 * first, runs)
@@ -98,24 +100,58 @@ class Runs:
 
 
 def _compressed(numbers: NDArray[np.int64]) -> tuple[str, NDArray[np.intp]]:
-    """Signed numbers as COCO's text, one after the other, and how many characters each takes."""
+    """Signed numbers as COCO's text, concatenated, and the number of characters of each."""
     rest, digits, written = numbers, [], []
     more = np.ones(len(numbers), bool)
     while more.any():
         digit = rest & (MORE - 1)
         rest = rest >> DIGIT_BITS
         written.append(more)
-        # Once only the sign is left, and the digit shows it, the number ends.
+        # A number ends when only its sign remains and the digit's highest bit shows it.
         more = more & (rest != np.where(digit & SIGN, -1, 0))
         digits.append((digit | np.where(more, MORE, 0)) + FIRST_CHARACTER)
-    wanted = np.stack(written, 1)
-    return np.stack(digits, 1)[wanted].astype(np.uint8).tobytes().decode("ascii"), wanted.sum(1)
+    is_written = np.stack(written, 1)
+    return np.stack(digits, 1)[is_written].astype(np.uint8).tobytes().decode("ascii"), is_written.sum(1)
+
+
+class RunsSpool:
+    """The runs of a video's label maps in a temporary file without a name; frames are read by any thread.
+
+    Each frame is drawn once, before the final ids are known; memory does not grow with the length of the video.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
+        self._size = size
+        self._file = tempfile.TemporaryFile(dir=folder, prefix="runs-")  # noqa: SIM115 - closed by __exit__
+        self._counts: list[int] = []
+        self._offsets = [0]
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def append(self, runs: Runs) -> None:
+        self._file.write(runs.starts.astype("<u4").tobytes() + runs.labels.astype("<u2").tobytes())
+        self._file.flush()
+        self._counts.append(len(runs.labels))
+        self._offsets.append(self._file.tell())
+
+    def read(self, frame_index: int) -> Runs:
+        offset, count = self._offsets[frame_index], self._counts[frame_index]
+        data = os.pread(self._file.fileno(), self._offsets[frame_index + 1] - offset, offset)
+        starts = np.frombuffer(data, "<u4", count).astype(np.int64)
+        return Runs(self._size, np.frombuffer(data, "<u2", count, 4 * count).astype(np.uint16), starts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 class RleWriter:
-    """`rle.json` of one level (`RleDocument` of the contract), written frame by frame: memory holds one of them.
+    """`rle.json` of one level (`RleDocument` of the contract), written frame by frame with one frame in memory.
 
-    A context manager; the document is complete only when it is left without an exception.
+    A context manager; the document is complete only if the block ends without an exception.
     """
 
     def __init__(self, path: Path, size: tuple[int, int]) -> None:
@@ -125,7 +161,7 @@ class RleWriter:
         self._file.write(f'{{"size":{json.dumps(self._size, separators=(",", ":"))},"frames":[')
 
     def write(self, time: float, counts: Mapping[int, str]) -> None:
-        """Append the next frame: its time in seconds and the `counts` of its objects."""
+        """Append the next frame: its time in seconds and the `counts` of its objects by id."""
         frame = {
             "index": self._frames,
             "time": time,

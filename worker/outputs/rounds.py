@@ -1,4 +1,4 @@
-"""The groups that tokens formed in the first round of the clustering -> `rounds.json`, as run lengths."""
+"""Groups of tokens after the first round of the clustering -> `rounds.json`, as run lengths."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 
 def write_rounds(path: Path, groups: NDArray[np.int64]) -> None:
-    """Write `RoundsDocument` of the contract: the group of each token, (T, h, w), frame by frame."""
-    frames, height, width = groups.shape
+    """Write `RoundsDocument` of the contract: the group of each token, shape (T, h, w), frame by frame."""
+    length, height, width = groups.shape
     with path.open("w", encoding="ascii") as file:
         file.write(f'{{"grid":[{height},{width}],"frames":[')
-        for frame in range(frames):
-            flat = groups[frame].ravel()
+        for frame_index in range(length):
+            flat = groups[frame_index].ravel()
             starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
             lengths = np.diff(starts, append=len(flat))
             runs = np.stack([flat[starts], lengths], 1).ravel().tolist()
-            file.write("," * (frame > 0) + json.dumps(runs, separators=(",", ":")))
+            file.write("," * (frame_index > 0) + json.dumps(runs, separators=(",", ":")))
         file.write("]}")
