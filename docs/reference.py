@@ -10,7 +10,7 @@ PAGE = Path(__file__).with_name("limits-and-errors.md")
 
 def problems() -> list[str]:
     """A row for each type of problem."""
-    rows = [f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.cure} |" for kind in KINDS.values()]
+    rows = [f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.remedy} |" for kind in KINDS.values()]
     return ["| type | status | what it says | what helps |", "| --- | --- | --- | --- |", *rows]
 
 

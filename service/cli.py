@@ -252,8 +252,8 @@ def main() -> None:
         app()
     except (UvosError, RequestFailed) as error:
         detail = error.problem.detail if isinstance(error, RequestFailed) else error.detail
-        cure = f" {error.cure}" if isinstance(error, UvosError) and error.cure else ""
-        console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', detail)}{cure}", highlight=False)
+        remedy = f" {error.remedy}" if isinstance(error, UvosError) and error.remedy else ""
+        console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', detail)}{remedy}", highlight=False)
         sys.exit(1)
     except httpx.ConnectError as error:
         console.print(f"[red]error:[/] no service answers at {error.request.url}: start one with `uvos up`.")

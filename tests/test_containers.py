@@ -48,7 +48,7 @@ def test_the_api_lets_in_what_the_decoder_reads(
     assert len(decoded.clip.frames) == 3
     assert container in CONTAINERS.split(",")
     assert video.suffix in VIDEO_SUFFIXES
-    for text in (NotAVideo.cure, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for text in (NotAVideo.remedy, (ROOT / "README.md").read_text(encoding="utf-8")):
         assert words in text
 
 

@@ -1,6 +1,6 @@
-"""The job contract: what a client asks for, what the queue carries, what a job looks like, the manifest.
+"""Job parameters, job states, queue message, manifest: every value that crosses a process boundary.
 
-Everything that crosses a process is a model of this file; service and worker share nothing else.
+The service, the worker and the client share these models and nothing else.
 """
 
 from datetime import datetime
@@ -9,18 +9,33 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-TASK = "worker.jobs.tasks.segment_video"  # the only function a worker may be asked to run
+TASK = "worker.jobs.tasks.segment_video"  # the only function that a worker runs from the queue
 QUEUE = "uvos"
-VIDEO_SUFFIXES = {  # what is taken for a video where folders are looked through; what is decoded, its content decides
+VIDEO_SUFFIXES = {  # file name suffixes that count as videos when a folder is searched; decoding ignores the suffix
     *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif"),
     *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".ogv", ".flv", ".wmv", ".asf"),
 }
 
-# Told as a list of two: tools that read OpenAPI stumble over `prefixItems`.
+# An array of two items in OpenAPI: client generators do not support `prefixItems`.
 Size = Annotated[
     tuple[int, int],
     WithJsonSchema({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}),
 ]
+
+
+class Schema(BaseModel):
+    """A model whose attribute docstrings become the field descriptions of OpenAPI and of the command line."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class StrictSchema(Schema):
+    """An immutable model that rejects unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- parameters of a job
 
 
 class Mode(StrEnum):
@@ -54,6 +69,120 @@ class Format(StrEnum):
     overlay = "overlay"
 
 
+Tau = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Resolution = Annotated[str, Field(pattern=r"^[1-9][0-9]{1,4}x[1-9][0-9]{1,4}$")]
+
+
+class SegmentParams(StrictSchema):
+    """Parameters of a job as the client sends them; `ModelEntry.complete` fills in the defaults that vary by model."""
+
+    tau: list[Tau] | None = Field(None, max_length=8, examples=[[1.0]])
+    """Merge threshold on the symmetric KL divergence, in nats; repeat for several levels. Smaller values stop at
+    parts, larger values merge parts into wholes. Default: by model and mode."""
+    key_ratio: float = Field(0.1, gt=0, le=1, allow_inf_nan=False, examples=[0.1])
+    """Share of the frames that serve as key frames, in (0, 1]."""
+    mode: Mode = Mode.multi
+    """multi: all objects; single: the main object only."""
+    model: str | None = Field(None, max_length=64, examples=["tiny"])
+    """Model name, as GET /models lists it. Default: the default model of the service."""
+    format: list[Format] = Field(default=[Format.png, Format.rle], min_length=1, max_length=3)
+    """Files to write: palette PNG, COCO RLE (always written), overlay MP4; repeat for several."""
+    start: float | None = Field(None, ge=0, allow_inf_nan=False, examples=[0.0])
+    """Start of the part to segment, in seconds. Default: start of the video."""
+    end: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[10.0])
+    """End of the part to segment, in seconds, exclusive. Default: end of the video."""
+    fps: float | None = Field(None, gt=0, le=1000, allow_inf_nan=False, examples=[12.0])
+    """Maximum frame rate; frames beyond it are dropped evenly. Default: all frames."""
+    resolution: Resolution | None = Field(None, examples=["240x432"])
+    """Model input resolution, HxW in pixels, used as given. Default: the short side of the model at the aspect ratio
+    of the video."""
+    clustering: Clustering = Clustering.algorithm1
+    """algorithm1: Algorithm 1 of the paper; windowed: the procedure of the released code."""
+    background: Background = Background.auto
+    """auto: background clusters become label 0; keep: they stay objects."""
+    edges: Edges = Edges.smooth
+    """smooth: interpolate cluster scores to pixels; patch: repeat patches, as published."""
+    min_area: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, examples=[0.001])
+    """Minimum area of an object, as a share of the frame over its lifetime; smaller objects merge into their nearest
+    neighbours."""
+    motion: Motion | None = None
+    """Add camera-compensated motion to the tokens, which the paper does not. Default: by model."""
+
+    @field_validator("tau", "format")
+    @classmethod
+    def _no_repeats(cls, values: list[Any] | None) -> list[Any] | None:
+        if values is not None and len(set(values)) != len(values):
+            raise ValueError("every value must be given once")
+        return values
+
+    @field_validator("tau")
+    @classmethod
+    def _level_names_differ(cls, values: list[float] | None) -> list[float] | None:
+        if values is not None and len({level_name(tau) for tau in values}) != len(values):
+            raise ValueError("values must differ in their first six significant digits")
+        return values
+
+    @model_validator(mode="after")
+    def _part_is_not_empty(self) -> Self:
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"end ({self.end:g} s) must be after start ({self.start:g} s)")
+        return self
+
+
+class JobParams(SegmentParams):
+    """Parameters of a job after defaults; only the resolution may still depend on the video."""
+
+    tau: list[Tau] = Field(min_length=1, max_length=8, examples=[[1.0]])  # required after defaults
+    """Merge thresholds in nats; one level of the result each."""
+    model: str = Field(examples=["tiny"])
+    """Model name, as GET /models lists it."""
+    motion: Motion
+    """Whether camera-compensated motion is added to the tokens."""
+
+
+def level_name(tau: float) -> str:
+    """Name of a level in folders and links: "1", "1.6"."""
+    return f"{tau:g}"
+
+
+# --- problems
+
+
+class FieldProblem(Schema):
+    """An invalid field of a request."""
+
+    field: str = Field(examples=["tau.0"])
+    """Path of the field in the form."""
+    message: str = Field(examples=["Input should be greater than 0"])
+    """Why the value is invalid."""
+    limit: float | int | str | None = Field(None, examples=[0])
+    """Bound that the value violates."""
+    actual: str | None = Field(None, examples=["-1"])
+    """Value that was sent."""
+
+
+class Problem(Schema):
+    """An RFC 9457 problem: the body of an error response, and the `error` of a failed job."""
+
+    type: str = Field(examples=["/problems/too-many-frames"])
+    """Stable identifier of the problem type; its path on the service returns the description."""
+    title: str = Field(examples=["Too many frames"])
+    """Problem type in words."""
+    status: int = Field(examples=[422])
+    """HTTP status; for a failed job, the status the failure would have as a response."""
+    detail: str = Field(examples=["the video has 6000 frames, the limit is 5000"])
+    """Description of this occurrence."""
+    limit: float | int | str | None = Field(None, examples=[5000])
+    """Limit that was exceeded, if any."""
+    actual: float | int | str | None = Field(None, examples=[6000])
+    """Actual value."""
+    errors: list[FieldProblem] | None = None
+    """All invalid fields, for /problems/invalid-parameters."""
+
+
+# --- a job as it is stored, queued and processed
+
+
 class Status(StrEnum):
     queued = "queued"
     running = "running"
@@ -74,191 +203,75 @@ class Stage(StrEnum):
     masks = "masks"
 
 
-Tau = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Resolution = Annotated[str, Field(pattern=r"^[1-9][0-9]{1,4}x[1-9][0-9]{1,4}$")]
-
-
-class Described(BaseModel):
-    """A model whose fields carry their docstrings into OpenAPI."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Contract(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class SegmentParams(Contract):
-    """What a client may choose for a job; whatever is left out is filled in before the job is accepted."""
-
-    tau: list[Tau] | None = Field(None, max_length=8, examples=[[1.0]])
-    """Merge threshold on the symmetric KL divergence, in nats; one level of the result for each value. Smaller
-    stops at parts, larger merges parts into wholes. Default: by model and mode."""
-    key_ratio: float = Field(0.1, gt=0, le=1, allow_inf_nan=False, examples=[0.1])
-    """Share of the frames that serve as keys, in (0, 1]."""
-    mode: Mode = Mode.multi
-    """Several objects, or the one main object."""
-    model: str | None = Field(None, max_length=64, examples=["tiny"])
-    """A name from /models. Default: the service's own."""
-    format: list[Format] = Field(default=[Format.png, Format.rle], min_length=1, max_length=3)
-    """What the worker writes: palette PNGs, run lengths (always kept), an overlay MP4."""
-    start: float | None = Field(None, ge=0, allow_inf_nan=False, examples=[0.0])
-    """First second of the part to segment."""
-    end: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[10.0])
-    """Last second (exclusive) of the part to segment."""
-    fps: float | None = Field(None, gt=0, le=1000, allow_inf_nan=False, examples=[12.0])
-    """At most this many frames a second are kept, evenly; default: all."""
-    resolution: Resolution | None = Field(None, examples=["240x432"])
-    """HxW in pixels at which the model looks, taken as it is; default: the model's short side, aspect kept."""
-    clustering: Clustering = Clustering.algorithm1
-    """Algorithm 1 of the paper, or the windowed procedure of its released code."""
-    background: Background = Background.auto
-    """Tell background clusters apart (label 0), or keep them as objects."""
-    edges: Edges = Edges.smooth
-    """Interpolate cluster scores to pixels, or repeat patches as published."""
-    min_area: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, examples=[0.001])
-    """Objects smaller than this share of the frame, over their life, go to their nearest neighbours."""
-    motion: Motion | None = None
-    """Join camera-compensated motion to the tokens (a departure from the paper). Default: by model."""
-
-    @field_validator("tau", "format")
-    @classmethod
-    def _no_repeats(cls, values: list[Any] | None) -> list[Any] | None:
-        if values is not None and len(set(values)) != len(values):
-            raise ValueError("the same value is given twice")
-        return values
-
-    @field_validator("tau")
-    @classmethod
-    def _levels_have_names_of_their_own(cls, values: list[float] | None) -> list[float] | None:
-        if values is not None and len({level_name(tau) for tau in values}) != len(values):
-            raise ValueError("two values are the same to six digits")
-        return values
-
-    @model_validator(mode="after")
-    def _part_is_not_empty(self) -> Self:
-        if self.start is not None and self.end is not None and self.end <= self.start:
-            raise ValueError(f"end ({self.end:g} s) must be after start ({self.start:g} s)")
-        return self
-
-
-class JobParams(SegmentParams):
-    """A job's parameters after defaults: nothing is left to be chosen by the worker but a resolution by video."""
-
-    tau: list[Tau] = Field(min_length=1, max_length=8, examples=[[1.0]])  # required after defaults
-    """Merge thresholds, nats: a level of the result for each."""
-    model: str = Field(examples=["tiny"])
-    """A name from /models."""
-    motion: Motion
-    """Whether camera-compensated motion is joined to the tokens."""
-
-
-def level_name(tau: float) -> str:
-    """The name of a level in folders and links: "1", "1.6"."""
-    return f"{tau:g}"
-
-
-class FieldProblem(Described):
-    """What is wrong with one field of a request."""
-
-    field: str = Field(examples=["tau.0"])
-    """The field, by its path in the form."""
-    message: str = Field(examples=["Input should be greater than 0"])
-    """What is wrong with it."""
-    limit: float | int | str | None = Field(None, examples=[0])
-    """What would be allowed."""
-    actual: str | None = Field(None, examples=["-1"])
-    """What was given."""
-
-
-class Problem(Described):
-    """An RFC 9457 problem: also what a failed job carries."""
-
-    type: str = Field(examples=["/problems/too-many-frames"])
-    """Stable name of the kind of failure; a path, not an address to fetch."""
-    title: str = Field(examples=["Too many frames"])
-    """The kind in words."""
-    status: int = Field(examples=[422])
-    """HTTP status; of a failed job, the one it would have as an answer."""
-    detail: str = Field(examples=["the video has 6000 frames, at most 5000 may be"])
-    """What went wrong this time."""
-    limit: float | int | str | None = Field(None, examples=[5000])
-    """What would be allowed, where there is a limit."""
-    actual: float | int | str | None = Field(None, examples=[6000])
-    """What it was."""
-    errors: list[FieldProblem] | None = None
-    """Every field that is wrong, for /problems/invalid-parameters."""
-
-
-class QueueMessage(Contract):
-    """What the queue carries: never pixels, never code."""
+class QueueMessage(StrictSchema):
+    """Message in the queue; it never carries pixels or code."""
 
     job_id: str
 
 
-class JobRecord(Described):
-    """What was asked for; written to storage before the job is queued, never changed."""
+class JobRecord(Schema):
+    """A submitted job; written to storage before the job is queued, never changed."""
 
     id: str
     created_at: datetime
     owner: str | None = None
-    """Whose job it is; None where the service asks for no key."""
+    """Name of the API key that submitted the job; None if the service requires no key."""
     video_name: str
-    """As the client called the file, without folders and ending."""
+    """File name sent by the client, without folders and suffix."""
     video_bytes: int
     video_sha256: str
     params: JobParams
     idempotency_key: str | None = None
     """Digest of owner and Idempotency-Key."""
     callback_url: str | None = None
-    """Whom to tell how it ended."""
+    """Webhook URL for the end of the job."""
 
 
-class JobEnd(Described):
-    """How a job ended; created once and never changed: whoever creates it decides."""
+class JobEnd(Schema):
+    """Terminal record of a job: created once with create-if-absent, never changed."""
 
     status: Status
     ended_at: datetime
     expires_at: datetime
     execution: str | None = None
-    """Whose result counts; None where the job has none."""
+    """Execution whose result is published; None if the job has no result."""
     started_at: datetime | None = None
     frames: int | None = None
-    """Frames of the part that was to be segmented, as far as known."""
+    """Frames of the part to segment, if known."""
     error: Problem | None = None
 
 
-class Work(Described):
-    """How much there is to do, known once the video is decoded: what the time of each stage depends on."""
+class Workload(Schema):
+    """Size of a job, known once the video is decoded; stage times depend on it."""
 
     frames: int
     tokens: int
-    """Of a frame."""
+    """Patch tokens per frame."""
     key_tokens: int
     pixels: int
-    """Of a frame of the video, as shown."""
+    """Pixels per frame of the video, as displayed."""
     levels: int
 
 
-class Timing(Described):
-    """What a job that succeeded took; the estimates of later jobs come from it."""
+class JobTiming(Schema):
+    """Stage times of a succeeded job; later jobs are estimated from them."""
 
     model: str
     device: str
     clustering: Clustering
     motion: Motion
     video_bytes: int
-    work: Work
+    work: Workload
     seconds: dict[Stage, float]
-    """In each stage, as progress told of it."""
+    """Time per stage, as measured from progress reports."""
 
     @property
     def total_s(self) -> float:
         return sum(self.seconds.values())
 
 
-class Progress(Described):
-    """Where a running job is; lives in Redis alone."""
+class JobProgress(Schema):
+    """Progress of a running job; kept in Redis only."""
 
     execution: str
     started_at: datetime
@@ -266,293 +279,317 @@ class Progress(Described):
     frames_done: int = 0
     frames_total: int | None = None
     fraction: float = 0.0
-    """Of the whole job, by fixed shares; `service/jobs/eta.py` knows better once a job of the model has been timed."""
-    work: Work | None = None
-    """Once the video is decoded."""
+    """Share of the whole job by fixed stage weights; `service/jobs/eta.py` replaces it once a job has been timed."""
+    work: Workload | None = None
+    """Set once the video is decoded."""
     seconds: dict[Stage, float] = Field(default_factory=dict)
-    """Spent in each stage so far."""
+    """Time spent per stage so far."""
     device: str | None = None
 
 
-class WorkerInfo(Described):
-    """What a worker tells of itself while it lives."""
+class WorkerInfo(Schema):
+    """Heartbeat of a worker."""
 
     name: str = Field(examples=["host-1a2b3c4d"])
-    """Its own name, new at every start."""
+    """Worker name, new at every start."""
     device: str = Field(examples=["cuda:0"])
-    """Where it computes."""
+    """Device of the model."""
     models: dict[str, str] = Field(
         default_factory=dict, examples=[{"tiny": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}]
     )
-    """Models it has loaded, and the SHA-256 of their weights."""
+    """Loaded models and the SHA-256 of their weights."""
     sandbox: list[str] = Field(default_factory=list, examples=[["rlimits", "landlock"]])
-    """What holds its decoder."""
+    """Sandbox mechanisms of the decoder process."""
     busy_with: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
-    """The job it works on."""
+    """Job that is running."""
 
 
-class Video(Described):
+# --- a job as the API returns it
+
+
+class Video(Schema):
     """The uploaded file."""
 
     name: str = Field(examples=["clip"])
-    """The client's name for it, without folders and ending."""
+    """File name sent by the client, without folders and suffix."""
     bytes: int = Field(examples=[1_048_576])
-    """Size of the file, bytes."""
+    """File size in bytes."""
     sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
-    """Of the file, in hex."""
+    """SHA-256 of the file, in hex."""
 
 
-class SecondsRange(Described):
-    """An estimate, in seconds."""
+class SecondsRange(Schema):
+    """An estimate in seconds."""
 
     low: float = Field(ge=0, examples=[4.0])
-    """Hardly less than this, seconds."""
+    """Lower end of the estimate, seconds."""
     high: float = Field(ge=0, examples=[9.0])
-    """Hardly more than this, seconds."""
+    """Upper end of the estimate, seconds."""
 
 
-class LevelLinks(Described):
-    """Where the result of one level lies; absent where the format was not asked for."""
+class LevelLinks(Schema):
+    """Links to the result of one level; a format that was not requested has no link."""
 
     tau: float = Field(examples=[1.0])
-    """The level, nats."""
+    """Merge threshold of the level, nats."""
     masks_zip: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/masks.zip?tau=1"])
     """All masks as `<video name>/00000.png …`."""
     mask: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/masks/{frame}.png?tau=1"])
-    """One frame's mask; replace `{frame}` by its index."""
+    """Mask of one frame; replace `{frame}` by the frame index."""
     rle: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/rle.json?tau=1"])
-    """COCO run lengths of every object in every frame."""
+    """COCO RLE of every object in every frame."""
     overlay: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/overlay.mp4?tau=1"])
-    """The video with coloured masks over it, H.264."""
+    """Video with coloured masks drawn over it, H.264."""
     youtube_vis: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/youtube-vis.json?tau=1"])
     """YouTube-VIS results."""
     cvat: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cvat.xml?tau=1"])
     """CVAT for video 1.1."""
     rounds: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/rounds.json?tau=1"])
-    """The groups of patches from which the rounds of the clustering began; the manifest tells how they merged."""
+    """Clusters after the first round of Algorithm 1; the manifest lists the merges of the later rounds."""
 
 
-class Links(Described):
+class Links(Schema):
+    """Links of a job."""
+
     self: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
-    """The job itself."""
+    """The job."""
     events: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/events"])
-    """Its events as they happen."""
+    """Server-sent events of the job."""
     cancel: str = Field(examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cancel"])
-    """POST here ends it."""
+    """POST to cancel the job."""
     manifest: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/manifest.json"])
-    """Once succeeded."""
+    """Manifest of the result, once succeeded."""
     levels: list[LevelLinks] = Field(default_factory=list)
-    """Once succeeded: one for each tau, in the order asked for."""
+    """Results, once succeeded: one entry per tau, in the requested order."""
 
 
-class Delivery(Described):
-    """One attempt to tell a client's server how its job ended."""
+class Delivery(Schema):
+    """One attempt to deliver a webhook."""
 
     attempt: int = Field(ge=1, examples=[1])
-    """Counted from 1."""
+    """Number of the attempt, from 1."""
     at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
-    """When it was made."""
+    """Time of the attempt."""
     status: int | None = Field(None, examples=[200])
-    """What the server answered; absent where it did not."""
+    """HTTP status of the response, if there was one."""
     error: str | None = Field(None, examples=["connection refused"])
-    """Why there is no answer."""
+    """Why there was no response."""
     next_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
-    """When it will be tried again; absent where it will not."""
+    """Time of the next attempt, if any."""
 
 
-class Callback(Described):
-    """Whom a job's end is told to, and how that went."""
+class Callback(Schema):
+    """Webhook of a job and the state of its delivery."""
 
     url: str = Field(examples=["https://example.org/hooks/uvos"])
-    """Where the end is told to."""
+    """Webhook URL."""
     last_delivery: Delivery | None = None
-    """The latest attempt, once there was one."""
+    """Latest delivery attempt, if any."""
 
 
-class JobView(Described):
+class JobView(Schema):
     """A job as its owner sees it."""
 
     id: str = Field(examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
-    """Unguessable, sorted by time of creation."""
+    """Unguessable job id; ids sort by creation time."""
     status: Status = Field(examples=["running"])
-    """queued and running may change; succeeded, failed and canceled are final."""
+    """Job status; succeeded, failed and canceled are final."""
     stage: Stage | None = Field(None, examples=["attention"])
-    """What a running job is at."""
+    """Current stage of a running job."""
     frames_done: int = Field(0, ge=0, examples=[12])
-    """Frames the current stage has done."""
+    """Frames completed in the current stage."""
     frames_total: int | None = Field(None, examples=[48])
     """Frames of the part to segment, once known."""
     fraction: float = Field(0.0, ge=0, le=1, examples=[0.4])
-    """Share of the whole work that is done, as far as can be known."""
+    """Estimated share of the job that is done."""
     position: int | None = Field(None, examples=[2])
-    """Jobs before this one in the queue, while queued."""
+    """Number of jobs ahead in the queue, while queued."""
     eta_s: SecondsRange | None = None
-    """Seconds until the end, while queued or running, where it can be estimated."""
+    """Estimated remaining seconds, while queued or running."""
     created_at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
-    """When it was accepted."""
+    """Time the job was accepted."""
     started_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
-    """When a worker began it."""
+    """Time a worker started the job."""
     ended_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
-    """When it ended."""
+    """Time the job ended."""
     expires_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])
-    """When the job and its results will be removed, once it has ended."""
+    """Time the job and its results are removed, once it has ended."""
     video: Video
-    """The file it was made from."""
+    """Uploaded file."""
     params: JobParams
-    """As they are used: defaults filled in."""
+    """Parameters in effect, defaults included."""
     error: Problem | None = None
-    """Why it failed."""
+    """Why the job failed."""
     callback: Callback | None = None
-    """Where a `callback_url` was given."""
+    """Webhook, if `callback_url` was given."""
     links: Links
-    """Where everything about it lies."""
+    """Links to events, cancellation and results."""
 
 
-class JobPage(Described):
-    """Some of one's jobs, newest first."""
+class JobPage(Schema):
+    """A page of the caller's jobs, newest first."""
 
     jobs: list[JobView]
-    """Newest first."""
+    """Jobs, newest first."""
     next: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
-    """The cursor of the next page; None on the last."""
+    """Cursor of the next page; None on the last page."""
 
 
-class ManifestVideo(Described):
+# --- the result of a job
+
+
+class ManifestVideo(Schema):
+    """The decoded video."""
+
     name: str = Field(examples=["clip"])
-    """The client's name for it."""
+    """File name sent by the client, without folders and suffix."""
     sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
-    """Of the file, in hex."""
+    """SHA-256 of the file, in hex."""
     width: int = Field(examples=[854])
-    """Pixels, as shown: rotation applied."""
+    """Width in pixels as displayed, after rotation."""
     height: int = Field(examples=[480])
-    """Pixels, as shown."""
+    """Height in pixels as displayed, after rotation."""
     frame_count: int = Field(examples=[48])
-    """Frames of the part that was segmented."""
+    """Number of segmented frames."""
     fps: float | None = Field(examples=[24.0])
     """Mean frames per second; None for a single frame."""
     pts_s: list[float] = Field(examples=[[0.0, 0.0417]])
     """Presentation time of each frame, seconds."""
     rotation: int = Field(examples=[0])
-    """Degrees clockwise that were applied."""
+    """Applied rotation, degrees clockwise."""
     sample_aspect_ratio: str = Field(examples=["1:1"])
-    """"1:1" where pixels are square."""
+    """Sample aspect ratio; "1:1" for square pixels."""
     codec: str = Field(examples=["h264"])
-    """As libav names it."""
+    """Codec name of libav."""
 
 
-class ManifestModel(Described):
+class ManifestModel(Schema):
+    """The model that computed the features."""
+
     name: str = Field(examples=["tiny"])
-    """Its name in /models."""
+    """Model name, as GET /models lists it."""
     weights: str = Field(examples=["tiny.safetensors"])
-    """Where they came from."""
+    """Source of the weights."""
     sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
-    """Of the weights' file, in hex."""
+    """SHA-256 of the weights file, in hex."""
     version: str | None = Field(None, examples=["1"])
-    """Of the weights."""
+    """Version of the weights."""
 
 
-class ManifestObject(Described):
+class ManifestObject(Schema):
+    """One object of a level."""
+
     id: int = Field(examples=[1])
-    """Its label in every frame; counted from 1 by first appearance, then area."""
+    """Label in every frame; numbered from 1 by first appearance, then area."""
     color: str = Field(examples=["#800000"])
-    """"#rrggbb", as in the palette."""
+    """Palette colour, "#rrggbb"."""
     area: float = Field(examples=[0.12])
-    """Mean share of the frame over the frames it is seen in."""
+    """Mean share of the frame, over the frames that contain the object."""
     first_frame: int = Field(examples=[0])
-    """Index of the first frame it is seen in."""
+    """Index of the first frame that contains the object."""
     last_frame: int = Field(examples=[47])
-    """Index of the last frame it is seen in."""
+    """Index of the last frame that contains the object."""
     frames: int = Field(examples=[48])
-    """The number of frames it is seen in."""
+    """Number of frames that contain the object."""
     background_score: float = Field(examples=[0.1])
-    """How much it looks like background: 0 not at all, 1 wholly."""
+    """Background score from 0 (foreground) to 1 (background)."""
 
 
-class ManifestRound(Described):
+class ManifestRound(Schema):
+    """One round of the clustering."""
+
     centroids: int = Field(examples=[12])
-    """How many there were after it."""
+    """Number of centroids after the round."""
     parents: list[int] = Field(examples=[[0, 1, 1]])
-    """For each centroid of the round before, the index of the centroid it merged into; empty in the first round,
-    before which every token stood for itself."""
+    """For each centroid of the previous round, the index of the centroid it merged into; empty for the first round,
+    whose input is the tokens themselves."""
 
 
-class ManifestLevel(Described):
+class ManifestLevel(Schema):
+    """The result at one tau."""
+
     tau: float = Field(examples=[1.0])
     """Merge threshold, nats."""
     name: str = Field(examples=["1"])
-    """Of its folder and in links."""
+    """Level name in folders and links."""
     clusters: int = Field(examples=[7])
-    """Centroids at the end, background among them."""
+    """Number of final centroids, background included."""
     objects: list[ManifestObject]
-    """What was found, by id."""
+    """Objects, ordered by id."""
     background_clusters: int = Field(examples=[2])
-    """Clusters told to be background."""
+    """Number of clusters classified as background."""
     rounds: list[ManifestRound]
-    """How clusters merged, round by round."""
+    """Merges of clusters, by round."""
     files: list[str] = Field(examples=[["levels/1/rle.json"]])
-    """What was written, by path."""
+    """Paths of the written files."""
 
 
-class Manifest(Described):
-    """What a job did, enough to do it again: written once, when the result is complete."""
+class Manifest(Schema):
+    """Everything needed to reproduce a result; written once, when the result is complete."""
 
     job_id: str | None = Field(examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
-    """The job; none where the worker was run by hand."""
+    """Job id; None for a run of `uvos-worker segment`."""
     created_at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
-    """When the result was complete."""
+    """Time the result was completed."""
     video: ManifestVideo
-    """What was segmented."""
+    """Decoded video."""
     params: dict[str, Any] = Field(examples=[{"tau": [1.0], "key_ratio": 0.1}])
-    """As used, defaults filled in."""
+    """Parameters in effect, defaults included."""
     model: ManifestModel
-    """What saw it."""
+    """Model and weights."""
     versions: dict[str, str] = Field(examples=[{"torch": "2.9.0"}])
-    """Of the packages that matter."""
+    """Package versions that affect the result."""
     device: str = Field(examples=["cuda:0"])
-    """Where it was computed."""
+    """Device of the computation."""
     dtype: str = Field(examples=["bfloat16"])
-    """Of matrix products; logarithms and sums are float32."""
+    """Type of matrix products; logarithms and sums are float32."""
     resolution: str = Field(examples=["192x344"])
-    """HxW in pixels at which the model looked."""
+    """Model input resolution, HxW in pixels."""
     grid: str = Field(examples=["24x43"])
-    """HxW in patches."""
+    """Patch grid, HxW."""
     key_frames: list[int] = Field(examples=[[0, 10, 20]])
-    """Indices of the frames that served as keys."""
+    """Indices of the key frames."""
     timings_s: dict[str, float] = Field(examples=[{"decode": 0.4, "total": 3.2}])
-    """Seconds in each stage, and in all."""
+    """Seconds per stage and in total."""
     warnings: list[str] = Field(examples=[["level 0.1 has 300 objects: its PNGs are 16-bit grey"]])
-    """What a person should know of the result."""
+    """Warnings about the result."""
     sandbox: list[str] = Field(default_factory=list, examples=[["rlimits", "landlock"]])
-    """What held the decoder."""
+    """Sandbox mechanisms of the decoder process."""
     levels: list[ManifestLevel]
-    """One for each tau, in the order asked for."""
+    """Levels, one per tau, in the requested order."""
 
 
-class RleMask(Described):
+class RleMask(Schema):
+    """A mask as COCO RLE."""
+
     size: Size = Field(examples=[[480, 854]])
     """Height and width, pixels."""
     counts: str = Field(examples=["0PPh0"])
-    """COCO's compressed run lengths: column-major, zeros first."""
+    """Compressed COCO run lengths: column-major, background first."""
 
 
-class RleObject(Described):
+class RleObject(Schema):
+    """An object in one frame."""
+
     id: int = Field(examples=[1])
-    """As in the manifest."""
+    """Object id, as in the manifest."""
     rle: RleMask
-    """Where it is in this frame."""
+    """Mask of the object in this frame."""
 
 
-class RleFrame(Described):
+class RleFrame(Schema):
+    """The objects of one frame."""
+
     index: int = Field(examples=[0])
-    """From 0; an index into the manifest's `pts_s`."""
+    """Frame index from 0; also the index into `pts_s` of the manifest."""
     time: float = Field(examples=[0.0417])
-    """When it is shown, seconds."""
+    """Presentation time, seconds."""
     objects: list[RleObject]
-    """Those seen in this frame, by id; they do not overlap."""
+    """Objects in this frame, ordered by id; masks do not overlap."""
 
 
-class RleDocument(Described):
-    """rle.json of one level: COCO run lengths, column-major, background first."""
+class RleDocument(Schema):
+    """rle.json of one level: COCO RLE, column-major, background first."""
 
     size: Size = Field(examples=[[480, 854]])
     """Height and width of the video, pixels."""
@@ -560,13 +597,13 @@ class RleDocument(Described):
     """All frames, in order."""
 
 
-class RoundsDocument(Described):
-    """rounds.json of one level: the group of every patch after the first round, before groups merged.
+class RoundsDocument(Schema):
+    """rounds.json of one level: the cluster of every patch after the first round, before clusters merged.
 
-    The group after round r of the manifest is `rounds[r].parents[... rounds[1].parents[group]]`.
+    The cluster after round r of the manifest is `rounds[r].parents[... rounds[1].parents[cluster]]`.
     """
 
     grid: Size = Field(examples=[[24, 43]])
-    """Patches of a frame, (h, w)."""
+    """Patch grid of a frame, (h, w)."""
     frames: list[list[int]] = Field(examples=[[[0, 40, 1, 992]]])
-    """For each frame its runs of equal groups, row by row: group, length, group, length, ..."""
+    """Runs of equal clusters per frame, row by row: cluster, length, cluster, length, ..."""

@@ -1,10 +1,10 @@
-"""The registry's data: what each model is, its defaults, its licence, where its weights come from. No torch."""
+"""Model registry: names, defaults, licences and weight sources. Imports no torch."""
 
 from enum import StrEnum
 
 from pydantic import Field
 
-from uvos.contract import Contract, Mode, Motion
+from uvos.contract import JobParams, Mode, Motion, SegmentParams, StrictSchema
 from uvos.errors import UnknownModel
 
 DINO_MEAN = (0.485, 0.456, 0.406)
@@ -12,59 +12,71 @@ DINO_STD = (0.229, 0.224, 0.225)
 
 
 class Facet(StrEnum):
-    """Which features of the last layer are the tokens."""
+    """Features of the last layer that serve as patch tokens."""
 
     key = "key"
-    """The keys of the last attention layer, heads concatenated."""
+    """Keys of the last attention layer, heads concatenated."""
     token = "token"
-    """The output tokens, after the last norm."""
+    """Output tokens, after the last norm."""
 
 
-class ModelEntry(Contract):
-    """One model of the registry."""
+class ModelEntry(StrictSchema):
+    """A model of the registry."""
 
     name: str = Field(examples=["dino-vits8"])
-    """What a job calls it."""
+    """Name in the job parameter `model`."""
     version: str = Field(examples=["dino"])
-    """Of the weights; a new one whenever results may change."""
-    description: str = Field(examples=["DINO ViT-S/8: the paper's own backbone, fine outlines."])
-    """In a sentence."""
+    """Version of the weights; changes whenever results may change."""
+    description: str = Field(examples=["DINO ViT-S/8: the main backbone of the paper, fine outlines."])
+    """One-sentence description."""
     timm_id: str = Field(examples=["vit_small_patch8_224.dino"])
-    """The architecture in timm and the tag of its weights there; VisionTransformer: timm's class itself."""
+    """timm architecture and weights tag; VisionTransformer: the timm class itself."""
     timm_options: dict[str, int | float | bool | str] = Field(default_factory=dict, examples=[{"img_size": 224}])
-    """What the architecture is made with beyond its defaults."""
+    """Constructor arguments of the architecture that differ from its defaults."""
     patch: int = Field(examples=[8])
-    """Pixels a side."""
+    """Patch side, pixels."""
     mean: tuple[float, float, float] = Field(DINO_MEAN, examples=[[0.485, 0.456, 0.406]])
-    """Subtracted from RGB in [0, 1]."""
+    """Mean of the normalisation, RGB in [0, 1]."""
     std: tuple[float, float, float] = Field(DINO_STD, examples=[[0.229, 0.224, 0.225]])
-    """RGB is divided by it."""
+    """Standard deviation of the normalisation, RGB in [0, 1]."""
     short_side: int = Field(examples=[320])
-    """Default resolution: the frame's short side in pixels, aspect kept."""
+    """Default resolution: short side of the frame in pixels; the aspect ratio is kept."""
     facet: Facet
-    """Its tokens."""
+    """Features that serve as patch tokens."""
     tau: dict[Mode, float]
-    """Default merge threshold by mode, in nats."""
+    """Default merge threshold by mode, nats."""
     motion: Motion = Motion.off
-    """Whether motion is joined to the tokens by default."""
+    """Whether motion is added to the tokens by default."""
     weights: str = Field(examples=["timm/vit_small_patch8_224.dino"])
-    """Where they come from: a package file, or the repository on the hub."""
+    """Source of the weights: a file in the package, or a repository on the hub."""
     sha256: str | None = Field(None, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
-    """Of the weights' file; None where this project has never seen it."""
+    """SHA-256 of the weights file; None if this project has never verified the file."""
     block: str | None = Field(None, examples=["tiny-block.safetensors"])
-    """A trained spatio-temporal block, as a package file; None: training-free."""
+    """Trained spatio-temporal block, a file in the package; None: training-free."""
     licence: str = Field(examples=["Apache-2.0"])
-    """Of the weights."""
+    """Licence of the weights."""
     gated: bool = False
-    """The hub asks for an accepted licence first."""
+    """Whether the hub requires the licence to be accepted first."""
 
     @property
     def is_packaged(self) -> bool:
-        """Whether the weights lie in the package, and no hub is needed."""
+        """Whether the weights are part of the package and need no hub."""
         return self.weights.endswith(".safetensors")
 
+    def complete(self, params: SegmentParams) -> JobParams:
+        """Fill in the defaults that depend on the model: name, tau and motion."""
+        chosen = {
+            "model": self.name,
+            "tau": params.tau or [self.tau[params.mode]],
+            "motion": params.motion or self.motion,
+        }
+        return JobParams.model_validate(params.model_dump() | chosen)
 
-PAPER_TAU = {Mode.multi: 1.0, Mode.single: 1.6}  # sections 4.2 and 4.3 of the paper; ours where nothing was measured
+
+PAPER_TAU = {
+    Mode.multi: 1.0,
+    Mode.single: 1.6,
+}  # sections 4.2 and 4.3 of the paper; also the default of other models
 
 
 def _hub_model(
@@ -85,19 +97,19 @@ def _hub_model(
     )
 
 
-# The paper's resolution is 320x480: a short side of 320 pixels, or the nearest multiple of the patch. The key facet
-# is the paper's choice for DINO; for DINOv2 and DINOv3 the output tokens are reported to be the better one.
+# The resolution of the paper is 320x480: a short side of 320 pixels, or the nearest multiple of the patch. The paper
+# uses the key facet of DINO; for DINOv2 and DINOv3, output tokens are reported to work better.
 _ENTRIES = (
     ModelEntry(
         name="tiny",
         version="3",
-        description="A small ViT of this project's own, in the package, trained without labels; joins motion.",
+        description="Small ViT of this project, part of the package, trained without labels; uses motion.",
         timm_id="VisionTransformer",
         timm_options={"img_size": 192, "patch_size": 8, "embed_dim": 192, "depth": 8, "num_heads": 3},
         patch=8,
         short_side=192,
         facet=Facet.key,
-        tau={Mode.multi: 1.4, Mode.single: 1.4},  # by the rule of docs/models/tiny.md
+        tau={Mode.multi: 1.4, Mode.single: 1.4},  # chosen by the rule in docs/models/tiny.md
         motion=Motion.on,
         weights="tiny.safetensors",
         sha256="94f03eedc370327ed757aa73bf8f1fb53f1b77d6c1cec5c561e5446462d0ef5d",
@@ -109,7 +121,7 @@ _ENTRIES = (
         patch=16,
         short_side=320,
         facet=Facet.key,
-        description="DINO ViT-S/16: four times fewer tokens than S/8, coarse outlines, quick even on a CPU.",
+        description="DINO ViT-S/16: a quarter of the tokens of S/8, coarse outlines, fast enough for a CPU.",
     ),
     _hub_model(
         "dino-vits8",
@@ -117,7 +129,7 @@ _ENTRIES = (
         patch=8,
         short_side=320,
         facet=Facet.key,
-        description="DINO ViT-S/8: the paper's own backbone, fine outlines.",
+        description="DINO ViT-S/8: the main backbone of the paper, fine outlines.",
     ),
     _hub_model(
         "dino-vitb16",
@@ -133,7 +145,7 @@ _ENTRIES = (
         patch=8,
         short_side=320,
         facet=Facet.key,
-        description="DINO ViT-B/8: the largest of the DINO models, for a GPU.",
+        description="DINO ViT-B/8: the largest DINO model, for a GPU.",
     ),
     _hub_model(
         "dinov2-vits14",
@@ -149,7 +161,7 @@ _ENTRIES = (
         patch=14,
         short_side=322,
         facet=Facet.token,
-        description="DINOv2 ViT-B/14: the best FG-ARI of the paper's backbones.",
+        description="DINOv2 ViT-B/14: the highest FG-ARI among the backbones in the paper.",
     ),
     _hub_model(
         "dinov2-vits14-reg4",
@@ -157,7 +169,7 @@ _ENTRIES = (
         patch=14,
         short_side=322,
         facet=Facet.token,
-        description="DINOv2 ViT-S/14 with four registers, which keep artefacts out of the patch tokens.",
+        description="DINOv2 ViT-S/14 with four register tokens, which reduce artefacts in the patch tokens.",
     ),
     _hub_model(
         "dinov2-vitb14-reg4",
@@ -165,7 +177,7 @@ _ENTRIES = (
         patch=14,
         short_side=322,
         facet=Facet.token,
-        description="DINOv2 ViT-B/14 with four registers.",
+        description="DINOv2 ViT-B/14 with four register tokens.",
     ),
     _hub_model(
         "dinov3-vits16",
@@ -173,7 +185,7 @@ _ENTRIES = (
         patch=16,
         short_side=320,
         facet=Facet.token,
-        description="DINOv3 ViT-S/16 with rotary positions; its licence must be accepted on the hub.",
+        description="DINOv3 ViT-S/16 with rotary position embedding; its licence must be accepted on the hub.",
         licence="DINOv3 License",
     ),
 )
@@ -182,12 +194,13 @@ MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_model(name: str) -> ModelEntry:
-    """The model of that name.
+    """The model called `name`.
 
     Raises:
-        UnknownModel: there is none.
+        UnknownModel: the registry has no such model.
     """
     try:
         return MODELS[name]
     except KeyError:
-        raise UnknownModel(f"there is no model {name!r}", limit=", ".join(MODELS), actual=name) from None
+        known = ", ".join(MODELS)
+        raise UnknownModel(f"unknown model {name!r}; the models are {known}", limit=known, actual=name) from None

@@ -292,8 +292,8 @@ def main() -> None:
     try:
         app()
     except UvosError as error:
-        cure = f" {error.cure}" if error.cure else ""
-        console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', error.detail)}{cure}", highlight=False)
+        remedy = f" {error.remedy}" if error.remedy else ""
+        console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', error.detail)}{remedy}", highlight=False)
         sys.exit(1)
     except RedisError as error:
         console.print(f"[red]error:[/] the queue does not answer: {error}.", highlight=False)

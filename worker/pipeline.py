@@ -28,7 +28,7 @@ from uvos.contract import (
     ManifestVideo,
     Motion,
     Stage,
-    Work,
+    Workload,
     level_name,
 )
 from uvos.errors import OutOfMemoryBudget
@@ -136,7 +136,7 @@ def segment(
     job_id: str | None = None,
     extras: Extras | None = None,
     on_progress: Progress | None = None,
-    on_work: Callable[[Work], None] | None = None,
+    on_work: Callable[[Workload], None] | None = None,
 ) -> Manifest:
     """Segment a video into objects and write the result into `out`.
 
@@ -173,7 +173,7 @@ def segment(
         if on_work is not None:
             height, width = decoded.clip.video_size
             on_work(
-                Work(
+                Workload(
                     frames=frame_count,
                     tokens=grid.tokens,
                     key_tokens=len(keyed) * grid.tokens,

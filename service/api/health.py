@@ -6,19 +6,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from pydantic import Field
 
 from service.api.dependencies import JobsDep, SettingsDep
-from uvos.contract import Described, WorkerInfo
+from uvos.contract import Schema, WorkerInfo
 from uvos.errors import QueueUnavailable
 from uvos.models import MODELS, ModelEntry
 
 router = APIRouter()
 
 
-class Alive(Described):
+class Alive(Schema):
     alive: bool = True
     """Always true: a process that is not does not answer."""
 
 
-class Ready(Described):
+class Ready(Schema):
     """Whether a job would be accepted, and who would work on it."""
 
     ready: bool
@@ -31,7 +31,7 @@ class Ready(Described):
     """Live workers; none means that jobs wait, not that they are refused."""
 
 
-class ModelPage(Described):
+class ModelPage(Schema):
     default: str = Field(examples=["tiny"])
     """The model of jobs that name none."""
     models: list[ModelEntry]

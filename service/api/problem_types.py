@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from service.api.problems import problems
 from uvos import errors
-from uvos.contract import Described
+from uvos.contract import Schema
 from uvos.errors import InvalidParameters, UvosError
 
 router = APIRouter(tags=["problems"])
@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-class Kind(Described):
+class Kind(Schema):
     """One type of problem."""
 
     type: str = Field(examples=["/problems/too-many-frames"])
@@ -29,7 +29,7 @@ class Kind(Described):
     """In words."""
     status: int = Field(examples=[422])
     """The HTTP status that comes with it."""
-    cure: str = Field(examples=["Send a part of the video with `start` and `end`."])
+    remedy: str = Field(examples=["Send a part of the video with `start` and `end`."])
     """What helps."""
 
 
@@ -44,4 +44,4 @@ def problem(
     if name not in KINDS:
         raise HTTPException(404, f"there is no problem {name}")
     kind = KINDS[name]
-    return Kind(type=kind.type(), title=kind.title, status=kind.status, cure=kind.cure)
+    return Kind(type=kind.type(), title=kind.title, status=kind.status, remedy=kind.remedy)

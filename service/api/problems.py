@@ -30,8 +30,8 @@ def problems(*kinds: type[UvosError]) -> dict[int | str, dict[str, Any]]:
         )
         response["description"] += f"{', ' if response['description'] else ''}{kind.title}"
         response["content"][MEDIA_TYPE]["examples"][kind.__name__] = {
-            "summary": kind.cure,
-            "value": {"type": kind.type(), "title": kind.title, "status": kind.status, "detail": kind.cure},
+            "summary": kind.remedy,
+            "value": {"type": kind.type(), "title": kind.title, "status": kind.status, "detail": kind.remedy},
         }
     return found
 

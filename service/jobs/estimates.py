@@ -6,7 +6,7 @@ from threading import Lock
 
 from service.jobs.eta import Pace, Seconds
 from service.jobs.queue import Broker
-from uvos.contract import JobParams, JobRecord, Progress, SecondsRange, WorkerInfo
+from uvos.contract import JobParams, JobProgress, JobRecord, SecondsRange, WorkerInfo
 
 REMEMBERED_S = 3.0  # many views need the same paces and workers
 
@@ -26,7 +26,7 @@ class Estimates:
         self._paces: dict[tuple[str, ...], tuple[float, Pace]] = {}
         self._workers: tuple[float, list[WorkerInfo]] = (float("-inf"), [])
 
-    def of(self, record: JobRecord, progress: Progress | None, position: int | None) -> Estimate:
+    def of(self, record: JobRecord, progress: JobProgress | None, position: int | None) -> Estimate:
         """When a job that has not ended will end; a queued job without any worker has no estimate.
 
         Raises:

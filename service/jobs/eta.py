@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from uvos.contract import Clustering, JobParams, Motion, Progress, SecondsRange, Stage, Timing, Work
+from uvos.contract import Clustering, JobParams, JobProgress, JobTiming, Motion, SecondsRange, Stage, Workload
 
 NEAREST = 5  # timed jobs an estimate is made of: those whose work is most like the job's
 FIXED = 0.3  # of a timed stage's seconds at most this share is taken not to depend on its work
@@ -21,13 +21,13 @@ SHARE_THAT_SHOWS = 0.1  # of a stage's frames: from here on its own pace counts
 STAGES = tuple(Stage)
 
 # What a job took with the packaged model on two cores: a beginning, until the service has timed one of its own.
-UNTIMED = Timing(
+UNTIMED = JobTiming(
     model="tiny",
     device="cpu",
     clustering=Clustering.algorithm1,
     motion=Motion.on,
     video_bytes=400_000,
-    work=Work(frames=48, tokens=1152, key_tokens=5760, pixels=480 * 854, levels=1),
+    work=Workload(frames=48, tokens=1152, key_tokens=5760, pixels=480 * 854, levels=1),
     seconds={Stage.decode: 1.0, Stage.features: 1.5, Stage.attention: 3.0, Stage.clustering: 2.0, Stage.masks: 2.0},
 )
 
@@ -62,11 +62,11 @@ class Seconds:
 class Pace:
     """What the latest jobs of a model took."""
 
-    timings: tuple[Timing, ...]
+    timings: tuple[JobTiming, ...]
     margin: float = MARGIN
 
     @classmethod
-    def of(cls, timings: Sequence[Timing], params: JobParams, *, devices: Sequence[str] = ()) -> Self:
+    def of(cls, timings: Sequence[JobTiming], params: JobParams, *, devices: Sequence[str] = ()) -> Self:
         """The pace of the jobs most like this one: by device and by what it does, where such jobs have been timed."""
         if not timings:
             return cls((UNTIMED,), MARGIN_UNTIMED)
@@ -74,7 +74,7 @@ class Pace:
         like = [each for each in here if (each.clustering, each.motion) == (params.clustering, params.motion)]
         return cls(tuple(like)) if like else cls(tuple(here), MARGIN_UNTIMED)
 
-    def stages(self, work: Work) -> dict[Stage, Seconds]:
+    def stages(self, work: Workload) -> dict[Stage, Seconds]:
         """What each stage takes for this much work."""
         nearest = sorted(self.timings, key=lambda each: _distance(each.work, work))[:NEAREST]
         return {
@@ -82,7 +82,7 @@ class Pace:
             for stage in STAGES
         }
 
-    def works(self, video_bytes: int, params: JobParams) -> list[Work]:
+    def works(self, video_bytes: int, params: JobParams) -> list[Workload]:
         """What a file of this size may hold: as many frames per byte as the files of the timed jobs had.
 
         A part of a video, or fewer frames of it, cannot be told from bytes: the range then begins at next to none.
@@ -96,7 +96,7 @@ class Pace:
             levels = len(params.tau)
             tokens = each.work.tokens
             sizes = {"tokens": tokens, "key_tokens": keys * tokens, "pixels": each.work.pixels, "levels": levels}
-            found.append(Work(frames=frames, **sizes))
+            found.append(Workload(frames=frames, **sizes))
         return found
 
     def before(self, video_bytes: int, params: JobParams) -> Seconds:
@@ -111,7 +111,7 @@ class Pace:
         totals = [each.total_s for each in self.timings]
         return Seconds(min(totals) / self.margin, max(totals) * self.margin)
 
-    def remaining(self, progress: Progress, video_bytes: int, params: JobParams) -> Seconds:
+    def remaining(self, progress: JobProgress, video_bytes: int, params: JobParams) -> Seconds:
         """What is left of a running job: its own pace so far corrects the others'."""
         if progress.work is None:
             spent = sum(progress.seconds.values())
@@ -123,7 +123,7 @@ class Pace:
         later = sum((expected[stage] for stage in STAGES[at + 1 :]), Seconds()).times(faster, slower)
         return _rest_of_stage(expected[progress.stage].times(faster, slower), progress) + later
 
-    def fraction(self, progress: Progress) -> float | None:
+    def fraction(self, progress: JobProgress) -> float | None:
         """The share of the whole that is done; None before the work is known."""
         if progress.work is None:
             return None
@@ -132,7 +132,7 @@ class Pace:
         done = sum(expected[stage] for stage in STAGES[:at]) + _share(progress) * expected[progress.stage]
         return min(0.99, done / max(1e-9, sum(expected.values())))
 
-    def _deviation(self, expected: dict[Stage, Seconds], progress: Progress, at: int) -> tuple[float, float]:
+    def _deviation(self, expected: dict[Stage, Seconds], progress: JobProgress, at: int) -> tuple[float, float]:
         """How far the stages that are done were from what was expected: (at most 1, at least 1)."""
         done = STAGES[:at]
         wanted = sum(expected[stage].middle for stage in done)
@@ -142,7 +142,7 @@ class Pace:
         return min(1.0, ratio), max(1.0, ratio)
 
 
-def _rest_of_stage(expected: Seconds, progress: Progress) -> Seconds:
+def _rest_of_stage(expected: Seconds, progress: JobProgress) -> Seconds:
     share = _share(progress)
     rest = expected.times(1 - share, 1 - share)
     if share < SHARE_THAT_SHOWS:
@@ -151,11 +151,11 @@ def _rest_of_stage(expected: Seconds, progress: Progress) -> Seconds:
     return Seconds(min(rest.low, observed) if share < 0.5 else observed / MARGIN, max(rest.high, observed * MARGIN))
 
 
-def _share(progress: Progress) -> float:
+def _share(progress: JobProgress) -> float:
     return min(1.0, progress.frames_done / progress.frames_total) if progress.frames_total else 0.0
 
 
-def _units(stage: Stage, work: Work) -> float:
+def _units(stage: Stage, work: Workload) -> float:
     """What the time of a stage grows with."""
     match stage:
         case Stage.decode:
@@ -168,7 +168,7 @@ def _units(stage: Stage, work: Work) -> float:
             return work.frames * work.pixels * work.levels
 
 
-def _scaled(timing: Timing, stage: Stage, work: Work) -> Seconds:
+def _scaled(timing: JobTiming, stage: Stage, work: Workload) -> Seconds:
     """A timed stage at another amount of work: between growing with it and growing less by the fixed share."""
     seconds = timing.seconds.get(stage, 0.0)
     grown = seconds * _units(stage, work) / _units(stage, timing.work)
@@ -176,5 +176,5 @@ def _scaled(timing: Timing, stage: Stage, work: Work) -> Seconds:
     return Seconds(min(grown, damped), max(grown, damped))
 
 
-def _distance(one: Work, other: Work) -> float:
+def _distance(one: Workload, other: Workload) -> float:
     return sum(abs(math.log(_units(stage, one) / _units(stage, other))) for stage in STAGES)

@@ -18,7 +18,7 @@ from redis import asyncio as redis_async
 
 from service.jobs.jobs import Jobs, compose
 from service.jobs.queue import events_key
-from uvos.contract import JobEnd, JobRecord, JobView, Progress, Status
+from uvos.contract import JobEnd, JobProgress, JobRecord, JobView, Status
 from uvos.errors import QueueUnavailable
 
 LOOK_EVERY_S = 1.0  # at storage, whatever Redis says
@@ -53,12 +53,12 @@ class Listener:
         entries: Any = await self._redis.xrevrange(events_key(job_id), count=1)
         return str(entries[0][0].decode()) if entries else "0-0"
 
-    async def after(self, job_id: str, last: str, within_s: float) -> list[tuple[str, Progress | None]]:
+    async def after(self, job_id: str, last: str, within_s: float) -> list[tuple[str, JobProgress | None]]:
         """The events after `last`, waiting for the first of them; None tells that the job ended."""
         key = events_key(job_id)
         answer: Any = await self._redis.xread({key: last}, count=READ_AT_ONCE, block=max(1, int(1000 * within_s)))
         return [
-            (name.decode(), Progress.model_validate_json(fields[b"progress"]) if b"progress" in fields else None)
+            (name.decode(), JobProgress.model_validate_json(fields[b"progress"]) if b"progress" in fields else None)
             for _, entries in answer or []
             for name, fields in entries
         ]
@@ -123,7 +123,7 @@ async def wait_for_end(jobs: Jobs, listener: Listener, job_id: str, within_s: fl
             await asyncio.sleep(min(left, LOOK_EVERY_S))
 
 
-def _at(jobs: Jobs, record: JobRecord, progress: Progress) -> JobView:
+def _at(jobs: Jobs, record: JobRecord, progress: JobProgress) -> JobView:
     """The job as it was when a worker told this."""
     return compose(record, None, progress, None, jobs.estimates.of(record, progress, None))
 

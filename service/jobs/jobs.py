@@ -17,18 +17,17 @@ from uvos.contract import (
     Format,
     JobEnd,
     JobPage,
-    JobParams,
+    JobProgress,
     JobRecord,
     JobView,
     LevelLinks,
     Links,
-    Progress,
     SegmentParams,
     Status,
     Video,
     level_name,
 )
-from uvos.errors import InvalidParameters, JobNotFound, QueueFull, QueueUnavailable
+from uvos.errors import JobNotFound, QueueFull, QueueUnavailable
 from uvos.models import find_model
 
 PAGE_SIZE = 50
@@ -94,7 +93,7 @@ class Jobs:
             IdempotencyConflict: the key was used for something else.
             StorageFull: there is no room for it.
         """
-        filled = fill_defaults(params, default_model=self.settings.default_model)
+        filled = find_model(params.model or self.settings.default_model).complete(params)
         record = JobRecord(
             id=upload.id,
             created_at=datetime.now(UTC),
@@ -153,7 +152,7 @@ class Jobs:
             QueueUnavailable: it has not ended, and Redis, which knows where it is, does not answer.
         """
         end = self.storage.end(record.id)
-        progress: Progress | None = None
+        progress: JobProgress | None = None
         position: int | None = None
         estimate: Estimate | None = None
         if end is None:
@@ -202,28 +201,10 @@ class Jobs:
         self.storage.delete(record.id)
 
 
-def fill_defaults(params: SegmentParams, *, default_model: str) -> JobParams:
-    """The parameters as they will be used.
-
-    Raises:
-        UnknownModel: there is no model of that name.
-        InvalidParameters: the model does not know this mode.
-    """
-    entry = find_model(params.model or default_model)
-    if params.tau is None and params.mode not in entry.tau:
-        raise InvalidParameters(f"model {entry.name!r} has no default tau for mode {params.mode.value!r}: give one")
-    chosen = {
-        "model": entry.name,
-        "tau": params.tau if params.tau is not None else [entry.tau[params.mode]],
-        "motion": params.motion if params.motion is not None else entry.motion,
-    }
-    return JobParams.model_validate(params.model_dump() | chosen)
-
-
 def compose(
     record: JobRecord,
     end: JobEnd | None,
-    progress: Progress | None = None,
+    progress: JobProgress | None = None,
     position: int | None = None,
     estimate: Estimate | None = None,
 ) -> JobView:

@@ -14,7 +14,7 @@ from rq import Queue
 from rq.exceptions import DuplicateJobError
 from rq.serializers import JSONSerializer
 
-from uvos.contract import QUEUE, TASK, Progress, QueueMessage, Timing, WorkerInfo
+from uvos.contract import QUEUE, TASK, JobProgress, JobTiming, QueueMessage, WorkerInfo
 
 PROGRESS_TTL_S = 24 * 3600
 EVENTS_KEPT = 500
@@ -164,7 +164,7 @@ class Broker:
 
     # --- progress and events
 
-    def report(self, job_id: str, progress: Progress) -> None:
+    def report(self, job_id: str, progress: JobProgress) -> None:
         """Tell where a running job is, to whoever asks and to whoever listens."""
         text = progress.model_dump_json()
         with self.connection.pipeline(transaction=False) as pipeline:
@@ -180,32 +180,32 @@ class Broker:
             pipeline.expire(events_key(job_id), PROGRESS_TTL_S)
             pipeline.execute()
 
-    def progress(self, job_id: str) -> Progress | None:
+    def progress(self, job_id: str) -> JobProgress | None:
         """Where a job is, if somebody works on it now."""
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.exists(_lease(job_id))
             pipeline.get(_progress(job_id))
             held, text = pipeline.execute()
         with suppress(ValidationError):  # Redis may hold anything
-            return Progress.model_validate_json(text) if held and text else None
+            return JobProgress.model_validate_json(text) if held and text else None
         return None
 
     # --- how long jobs take
 
-    def learn(self, timing: Timing) -> None:
+    def learn(self, timing: JobTiming) -> None:
         """Keep what a job took."""
         with self.connection.pipeline() as pipeline:
             pipeline.lpush(_timings(timing.model), timing.model_dump_json())
             pipeline.ltrim(_timings(timing.model), 0, TIMINGS_KEPT - 1)
             pipeline.execute()
 
-    def timings(self, model: str) -> list[Timing]:
+    def timings(self, model: str) -> list[JobTiming]:
         """What the latest jobs of a model took, newest first."""
         texts: list[Any] = self.connection.lrange(_timings(model), 0, TIMINGS_KEPT - 1)
         found = []
         for text in texts:
             with suppress(ValidationError):  # Redis may hold anything
-                found.append(Timing.model_validate_json(text))
+                found.append(JobTiming.model_validate_json(text))
         return found
 
     # --- workers

@@ -36,7 +36,7 @@ def test_the_tables_of_limits_and_errors_are_those_of_the_code() -> None:
 
 def test_every_failure_says_what_helps() -> None:
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.UvosError)]
-    assert all(kind.cure for kind in kinds if kind is not errors.UvosError)
+    assert all(kind.remedy for kind in kinds if kind is not errors.UvosError)
 
 
 def test_every_parameter_is_explained() -> None:
@@ -55,7 +55,12 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_the_type_of_a_problem_is_where_it_is_explained(http: TestClient) -> None:
     refused = http.get("/jobs/0123abc").json()
     told = http.get(refused["type"]).json()
-    assert told == {"type": refused["type"], "title": refused["title"], "status": 404, "cure": errors.JobNotFound.cure}
+    assert told == {
+        "type": refused["type"],
+        "title": refused["title"],
+        "status": 404,
+        "remedy": errors.JobNotFound.remedy,
+    }
     assert http.get("/problems/nothing").status_code == 404
 
 

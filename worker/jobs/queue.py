@@ -29,7 +29,7 @@ from rq.worker.base import WorkerStatus
 from service.jobs.queue import Broker, connect
 from service.settings import Settings
 from service.storage.folder import Storage
-from uvos.contract import TASK, JobEnd, Problem, Progress, QueueMessage, Status, Timing, WorkerInfo
+from uvos.contract import TASK, JobEnd, JobProgress, JobTiming, Problem, QueueMessage, Status, WorkerInfo
 from uvos.errors import DeadlineExceeded, JobNotFound, StorageFull, TooManyAttempts
 from worker.jobs.child import CANCEL_WITHIN_S, START_TIMEOUT_S, Assignment, Child
 
@@ -308,7 +308,7 @@ class SegmentWorker(Worker):
                     has_begun, deadline = True, now + self.settings.job_timeout_s
                 if message.get("done") == execution:
                     if "timing" in message:
-                        self._learn(Timing.model_validate(message["timing"]))
+                        self._learn(JobTiming.model_validate(message["timing"]))
                     return ended(Status.succeeded)
                 if message.get("failed") == execution:
                     if message.get("restart"):
@@ -317,7 +317,7 @@ class SegmentWorker(Worker):
                 if message.get("stopped") == execution:
                     return Unfinished.taken
                 if "progress" in message:
-                    progress = Progress.model_validate(message["progress"] | {"started_at": started_at})
+                    progress = JobProgress.model_validate(message["progress"] | {"started_at": started_at})
                     frames = progress.frames_total or frames
                     self._tell(job_id, progress)
             if now > deadline:
@@ -383,7 +383,7 @@ class SegmentWorker(Worker):
             self._silent_until = time.monotonic() + SILENCE_S
             return True
 
-    def _tell(self, job_id: str, progress: Progress) -> None:
+    def _tell(self, job_id: str, progress: JobProgress) -> None:
         if time.monotonic() < self._silent_until:
             return
         try:
@@ -392,7 +392,7 @@ class SegmentWorker(Worker):
             self._silent_until = time.monotonic() + SILENCE_S
             log.debug("progress of job %s is lost: the queue does not answer", job_id)
 
-    def _learn(self, timing: Timing) -> None:
+    def _learn(self, timing: JobTiming) -> None:
         try:
             self.broker.learn(timing)
         except redis.RedisError:

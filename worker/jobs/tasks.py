@@ -11,7 +11,7 @@ import torch
 
 from service.settings import Settings
 from service.storage.folder import Storage, full_is_an_answer
-from uvos.contract import Clustering, Stage, Timing, Work
+from uvos.contract import Clustering, JobTiming, Stage, Workload
 from uvos.errors import InternalError, OutOfMemoryBudget, UvosError
 from uvos.models import find_model
 from worker.models.loading import LoadedModel, choose_device, load_model
@@ -115,7 +115,7 @@ class Reporter:
     def __init__(self, execution: str, runner: Runner) -> None:
         self.execution = execution
         self.runner = runner
-        self.work: Work | None = None
+        self.work: Workload | None = None
         self.seconds: dict[Stage, float] = {}
         self._stage = Stage.decode
         self._looked_at = time.monotonic()
@@ -153,11 +153,11 @@ class Reporter:
         }
         self.runner.send({"progress": progress})
 
-    def tell_work(self, work: Work) -> None:
+    def tell_work(self, work: Workload) -> None:
         self.work = work
 
 
-def segment_video(job_id: str, execution: str, runner: Runner) -> Timing:
+def segment_video(job_id: str, execution: str, runner: Runner) -> JobTiming:
     """Segment the video of a job; its result lies in the execution's own folder until the parent publishes it.
 
     Returns:
@@ -189,7 +189,7 @@ def segment_video(job_id: str, execution: str, runner: Runner) -> Timing:
         )
     reporter.look()
     assert reporter.work is not None
-    return Timing(
+    return JobTiming(
         model=record.params.model,
         device=str(runner.device),
         clustering=record.params.clustering,

@@ -30,7 +30,7 @@ from service.storage.folder import Storage
 from tests.service.live import free_port, running_api
 from tests.videos import make_scene, write_video
 from uvos.client import Client
-from uvos.contract import JobEnd, Progress, Stage, Status
+from uvos.contract import JobEnd, JobProgress, Stage, Status
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ class Worker:
     def report(self, job_id: str, done: int) -> None:
         self.broker.report(
             job_id,
-            Progress(
+            JobProgress(
                 execution="e1", started_at=datetime.now(UTC), stage=Stage.features, frames_done=done, frames_total=10
             ),
         )

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from service.jobs.eta import Pace, Seconds
 from tests.videos import Shape, make_scene, write_video
 from uvos.client import Client
-from uvos.contract import Clustering, JobParams, Motion, Progress, Stage, Status, Timing, Work
+from uvos.contract import Clustering, JobParams, JobProgress, JobTiming, Motion, Stage, Status, Workload
 
 PARAMS = JobParams.model_validate({"tau": [1.0], "model": "tiny", "motion": "off"})
 works = st.builds(
-    Work,
+    Workload,
     frames=st.integers(1, 5000),
     tokens=st.integers(1, 10_000),
     key_tokens=st.integers(1, 40_000),
@@ -23,7 +23,7 @@ works = st.builds(
 )
 
 
-def units(work: Work) -> dict[Stage, float]:
+def units(work: Workload) -> dict[Stage, float]:
     """A service whose stages take exactly as long as their work is large."""
     return {
         Stage.decode: 1e-8 * work.frames * work.pixels,
@@ -34,9 +34,9 @@ def units(work: Work) -> dict[Stage, float]:
     }
 
 
-def timing(work: Work, *, device: str = "cpu", motion: Motion = Motion.off, slower: float = 1.0) -> Timing:
+def timing(work: Workload, *, device: str = "cpu", motion: Motion = Motion.off, slower: float = 1.0) -> JobTiming:
     seconds = {stage: slower * value for stage, value in units(work).items()}
-    return Timing(
+    return JobTiming(
         model="tiny",
         device=device,
         clustering=Clustering.algorithm1,
@@ -47,11 +47,11 @@ def timing(work: Work, *, device: str = "cpu", motion: Motion = Motion.off, slow
     )
 
 
-def progress(work: Work, stage: Stage, share: float, *, slower: float = 1.0) -> Progress:
+def progress(work: Workload, stage: Stage, share: float, *, slower: float = 1.0) -> JobProgress:
     stages = list(Stage)
     took = {name: slower * value for name, value in units(work).items()}
     spent = {name: took[name] for name in stages[: stages.index(stage)]} | {stage: share * took[stage]}
-    return Progress.model_validate(
+    return JobProgress.model_validate(
         {
             "execution": "e",
             "started_at": "2026-01-01T00:00:00Z",
@@ -66,7 +66,7 @@ def progress(work: Work, stage: Stage, share: float, *, slower: float = 1.0) -> 
 
 @given(st.lists(works, min_size=1, max_size=6), works, st.sampled_from(Stage), st.floats(0, 1))
 def test_what_is_left_lies_in_the_range_where_time_follows_work(
-    timed: list[Work], work: Work, stage: Stage, share: float
+    timed: list[Workload], work: Workload, stage: Stage, share: float
 ) -> None:
     pace = Pace.of([timing(each) for each in timed], PARAMS)
     told = progress(work, stage, share)
@@ -78,7 +78,7 @@ def test_what_is_left_lies_in_the_range_where_time_follows_work(
 
 @given(works, st.sampled_from(list(Stage)[2:]), st.floats(0, 1), st.floats(0.2, 5))
 def test_a_machine_that_is_busier_now_corrects_the_estimate(
-    work: Work, stage: Stage, share: float, slower: float
+    work: Workload, stage: Stage, share: float, slower: float
 ) -> None:
     pace = Pace.of([timing(work)], PARAMS)
     told = progress(work, stage, share, slower=slower)
@@ -89,7 +89,7 @@ def test_a_machine_that_is_busier_now_corrects_the_estimate(
 
 
 @given(works)
-def test_the_share_done_grows_from_nothing_to_nearly_all(work: Work) -> None:
+def test_the_share_done_grows_from_nothing_to_nearly_all(work: Workload) -> None:
     pace = Pace.of([timing(work)], PARAMS)
     shares = [pace.fraction(progress(work, stage, share)) for stage in Stage for share in (0.0, 0.5, 1.0)]
     assert shares == sorted(shares)  # type: ignore[type-var]
@@ -98,20 +98,20 @@ def test_the_share_done_grows_from_nothing_to_nearly_all(work: Work) -> None:
 
 
 @given(st.one_of(st.just([]), st.lists(works.map(timing), min_size=1)), st.integers(1, 2**31))
-def test_there_is_an_estimate_before_anything_is_known(timings: list[Timing], video_bytes: int) -> None:
+def test_there_is_an_estimate_before_anything_is_known(timings: list[JobTiming], video_bytes: int) -> None:
     estimate = Pace.of(timings, PARAMS).before(video_bytes, PARAMS)
     assert 0 <= estimate.low <= estimate.high < float("inf")
 
 
 def test_the_size_of_the_file_tells_how_long_a_whole_video_takes() -> None:
-    work = Work(frames=100, tokens=1000, key_tokens=10_000, pixels=400_000, levels=1)
+    work = Workload(frames=100, tokens=1000, key_tokens=10_000, pixels=400_000, levels=1)
     pace = Pace.of([timing(work)], PARAMS)
     estimate = pace.before(100_000, PARAMS)
     assert estimate.low < sum(units(work).values()) < estimate.high < 4 * sum(units(work).values())
 
 
 def test_jobs_that_did_the_same_on_the_same_device_count() -> None:
-    work = Work(frames=100, tokens=1000, key_tokens=10_000, pixels=400_000, levels=1)
+    work = Workload(frames=100, tokens=1000, key_tokens=10_000, pixels=400_000, levels=1)
     timings = [
         timing(work),
         timing(work, device="cuda", slower=0.01),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from service.jobs.queue import Broker, connect
-from uvos.contract import Progress, Stage, WorkerInfo
+from uvos.contract import JobProgress, Stage, WorkerInfo
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def broker(redis_url: str) -> Iterator[Broker]:
     connection.close()
 
 
-def progress(execution: str = "e") -> Progress:
-    return Progress(execution=execution, started_at=datetime.now(UTC), stage=Stage.features)
+def progress(execution: str = "e") -> JobProgress:
+    return JobProgress(execution=execution, started_at=datetime.now(UTC), stage=Stage.features)
 
 
 def test_a_job_is_queued_once_however_often_that_is_asked(broker: Broker) -> None:
