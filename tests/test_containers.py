@@ -9,7 +9,8 @@ from service.http.upload import SIGNATURE_BYTES, check_signature
 from tests.videos import make_scene, write_video
 from uvos.contract import VIDEO_SUFFIXES
 from uvos.errors import NotAVideo
-from worker.video.decode import DecodeLimits, read_clip
+from worker.video.decode import FrameSize, read_clip
+from worker.video.request import DecodeRequest
 from worker.video.sources import CONTAINERS
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def test_the_api_lets_in_what_the_decoder_reads(
 ) -> None:
     video = write_video(tmp_path / name, make_scene(frames=3, size=(48, 64)).frames, **options)
     check_signature(video.read_bytes()[:SIGNATURE_BYTES])
-    decoded = read_clip(video, work=tmp_path, short_side=48, patch=8, limits=DecodeLimits())
+    decoded = read_clip(DecodeRequest(video), FrameSize(48, 8), work=tmp_path)
     assert len(decoded.clip.frames) == 3
     assert container in CONTAINERS.split(",")
     assert video.suffix in VIDEO_SUFFIXES

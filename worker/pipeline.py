@@ -44,8 +44,9 @@ from worker.outputs.overlay import OverlayWriter
 from worker.outputs.png import color, write_png
 from worker.outputs.rle import RleWriter, Runs
 from worker.outputs.rounds import write_rounds
-from worker.video.clip import PatchGrid, model_size
-from worker.video.decode import Arrived, Decoded, DecodeLimits, OnFrames, read_clip, read_folder, stream_frames
+from worker.video.clip import PatchGrid
+from worker.video.decode import DecodedVideo, FrameSize, PartialClip, read_clip, stream_frames
+from worker.video.request import DecodeLimits, DecodeRequest, VideoPart
 
 Progress = Callable[[Stage, int, int | None], None]
 """Called with the stage, its frames done and all frames; what it raises ends the job."""
@@ -164,9 +165,15 @@ def segment(
     with ExitStack() as open_files:
         projector = open_files.enter_context(_Projector(params, model, out))
         with watch.stage(Stage.decode):
-            decoded = _decode(source, params, model, out, budget.decode, tell, projector.take)
+            decoded = read_clip(
+                _request(source, params, budget.decode),
+                _frame_size(params, model),
+                work=out,
+                on_progress=lambda done, total: tell(Stage.decode, done, total),
+                on_partial_clip=projector.take,
+            )
         watch.move(projector.seconds, source=Stage.decode, target=Stage.features)
-        size = _model_size(decoded.clip.video_size, params, model)
+        size = _frame_size(params, model).model_size(decoded.clip.video_size)
         grid = model.backbone.grid(size)
         frame_count = len(decoded.clip.frames)
         keyed, warnings = _key_frames(frame_count, params, grid, budget.max_key_tokens)
@@ -234,40 +241,14 @@ def segment(
 # --- decode
 
 
-def _decode(
-    source: Path,
-    params: JobParams,
-    model: LoadedModel,
-    work: Path,
-    limits: DecodeLimits,
-    tell: Progress,
-    on_frames: OnFrames,
-) -> Decoded:
-    read = read_folder if source.is_dir() else read_clip
-    return read(
-        source,
-        work=work,
-        short_side=model.entry.short_side,
-        patch=model.backbone.patch,
-        resolution=params.resolution,
-        # The released procedure resizes by itself, bilinearly and without antialiasing.
-        native=params.clustering is Clustering.windowed,
-        start=params.start,
-        end=params.end,
-        fps=params.fps,
-        limits=limits,
-        on_progress=lambda done, total: tell(Stage.decode, done, total),
-        on_frames=on_frames,
-    )
+def _request(source: Path, params: JobParams, limits: DecodeLimits) -> DecodeRequest:
+    return DecodeRequest(source, VideoPart(params.start, params.end, params.fps), limits)
 
 
-def _model_size(video_size: tuple[int, int], params: JobParams, model: LoadedModel) -> tuple[int, int]:
-    return model_size(
-        video_size,
-        short_side=model.entry.short_side,
-        patch=model.backbone.patch,
-        resolution=params.resolution,
-    )
+def _frame_size(params: JobParams, model: LoadedModel) -> FrameSize:
+    # The released procedure resizes by itself, bilinearly and without antialiasing.
+    native = params.clustering is Clustering.windowed
+    return FrameSize(model.entry.short_side, model.backbone.patch, params.resolution, native)
 
 
 # --- features
@@ -302,7 +283,7 @@ class _Projector(AbstractContextManager["_Projector"]):
     def __init__(self, params: JobParams, model: LoadedModel, work: Path) -> None:
         self._params, self._model, self._work = params, model, work
         self._bits = model.dtype != "float32"
-        self._arrived: Arrived | None = None
+        self._arrived: PartialClip | None = None
         self._queries: Spool | None = None
         self._early_keys: Spool | None = None
         self.seconds = 0.0
@@ -315,7 +296,7 @@ class _Projector(AbstractContextManager["_Projector"]):
             if spool is not None:
                 spool.close()
 
-    def take(self, arrived: Arrived) -> None:
+    def take(self, arrived: PartialClip) -> None:
         """Project a batch of the frames that have arrived, if there are so many that were not projected yet."""
         if self._params.motion is Motion.on:  # it looks at frames before and after
             return
@@ -323,7 +304,7 @@ class _Projector(AbstractContextManager["_Projector"]):
         if arrived is not self._arrived:  # also where a decoder was lost: the next one begins from the start
             self._close()
             self._arrived, self._queries, self._early_keys = arrived, None, None
-        size = _model_size(arrived.video_size, self._params, self._model)
+        size = _frame_size(self._params, self._model).model_size(arrived.video_size)
         done = 0 if self._queries is None else len(self._queries)
         stop = done + self._model.backbone.batch_size(size)
         if stop <= arrived.count:
@@ -480,7 +461,7 @@ def _decide(
 
 def _draw(
     source: Path,
-    decoded: Decoded,
+    decoded: DecodedVideo,
     params: JobParams,
     grid: PatchGrid,
     assigned: list[Assigned],
@@ -513,7 +494,7 @@ def _draw(
             overlays = [
                 stack.enter_context(OverlayWriter(folder / "overlay.mp4", size, clip.pts_s)) for folder in folders
             ]
-            again = stream_frames(source, start=params.start, end=params.end, fps=params.fps, limits=limits, work=out)
+            again = stream_frames(_request(source, params, limits), work=out)
             pictures = stack.enter_context(closing(again))
         pool = stack.enter_context(ThreadPoolExecutor(DRAWING_THREADS))
         waiting: deque[list[Future[tuple[dict[int, str], NDArray[np.uint16] | None]]]] = deque()
@@ -560,7 +541,7 @@ def _zip_masks(folder: Path, name: str) -> None:
 
 def _write_manifest(
     out: Path,
-    decoded: Decoded,
+    decoded: DecodedVideo,
     params: JobParams,
     model: LoadedModel,
     size: tuple[int, int],

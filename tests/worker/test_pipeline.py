@@ -170,7 +170,7 @@ def test_it_makes_no_difference_how_many_frames_are_projected_while_others_are_d
     monkeypatch.setattr(ColorBackbone, "batch_size", lambda *_: 4)  # of 6 frames: two are left
     found = {}
     for name, spoken in (("none", lambda _: True), ("most", lambda _: False)):
-        monkeypatch.setattr(DecoderProcess, "has_spoken", spoken)
+        monkeypatch.setattr(DecoderProcess, "has_output", spoken)
         (tmp_path / name).mkdir()
         told: list[int] = []
         params = JobParams(model="stub", tau=[0.3], motion=Motion.off, key_ratio=0.5)
@@ -200,7 +200,7 @@ def test_a_decoder_that_is_lost_takes_its_frames_with_it(
         return next_frame(self)
 
     run(video, tmp_path / "whole")
-    monkeypatch.setattr(DecoderProcess, "has_spoken", lambda _: False)
+    monkeypatch.setattr(DecoderProcess, "has_output", lambda _: False)
     monkeypatch.setattr(DecoderProcess, "next_frame", lose_once)
     run(video, tmp_path / "lost")
     assert not left

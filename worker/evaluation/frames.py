@@ -8,7 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from worker.evaluation.datasets.sequence import LabelledSequence
-from worker.video.decode import PICTURE_SUFFIXES, DecodeLimits, stream_frames
+from worker.video.decode import stream_frames
+from worker.video.inputs import PICTURE_SUFFIXES
+from worker.video.request import DecodeRequest
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def frames_of(sequence: LabelledSequence, limit: int | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="uvos-frames-") as name:
         folder = Path(name)
         if isinstance(sequence.source, Path):
-            frames = stream_frames(sequence.source, limits=DecodeLimits())
+            frames = stream_frames(DecodeRequest(sequence.source))
             for index, frame in zip(range(limit or 0), frames, strict=False):
                 Image.fromarray(frame).save(folder / f"{index:05d}.png", compress_level=1)
         else:

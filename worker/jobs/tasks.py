@@ -17,7 +17,7 @@ from uvos.models import find_model
 from worker.models.loading import LoadedModel, choose_device, load_model
 from worker.numerics import loops
 from worker.pipeline import Budget, segment
-from worker.video.decode import DecodeLimits
+from worker.video.request import DecodeLimits
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,12 @@
-"""A video file -> Clip: the frames a model looks at, and when each is shown.
+"""Video file or folder of pictures -> Clip: frames at the model input resolution and their presentation times.
 
-Parsing what a stranger sent happens in a process of its own (`decoder.py`) that is shut in before it reads a byte.
-This side starts it, holds it to its time, checks what it says as it would check a stranger, and ends it.
+Untrusted video is parsed in a separate process (`decoder.py`) that is sandboxed before it reads any input. This side
+starts it, limits its time, validates its output (`decoder_process.py`), and ends it.
 """
 
-import contextlib
-import hashlib
-import logging
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,83 +14,91 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from uvos.errors import (
-    InvalidParameters,
-    NoFrames,
-    TooSmall,
-    UnreadableVideo,
-)
+from uvos.errors import InvalidParameters, TooSmall, UnreadableVideo
 from worker.video.clip import Clip, model_size
-from worker.video.decoder import Order
-from worker.video.decoder_process import DecoderLost, DecoderProcess, Progress, SaidAtTheEnd, SaidOfVideo
-from worker.video.sources import PICTURE_HEADER
-
-logger = logging.getLogger(__name__)
+from worker.video.decoder_process import DecoderLost, DecoderProcess, OnFrameProgress
+from worker.video.inputs import DecoderInput, open_input
+from worker.video.messages import DecoderOptions, DecodeSummary, VideoHeader
+from worker.video.request import DecodeRequest
 
 MAX_THREADS = 8  # of a decoder; each holds frames of its own
-HASH_BLOCK = 2**20
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-PICTURE_RATE = 24.0  # frames a second of a folder of pictures, which has no times: DAVIS's
 
 
 @dataclass(frozen=True)
-class DecodeLimits:
-    """How much of a video is decoded before it is refused; counted while decoding, since headers lie."""
+class FrameSize:
+    """Rule for the size of decoded frames.
 
-    max_frames: int = 100_000
-    max_pixels: int = 4096 * 2304
-    """Of one frame, as stored."""
-    max_duration_s: float = 3600.0
-    """From the first to the last frame of the part."""
-    max_bytes: int = 32 * 2**30
-    """Of the frames written to the work folder."""
-    timeout_s: float = 600.0
-    """Spent waiting for the decoder."""
-    memory_bytes: int = 2 * 2**30
-    """The decoder's address space."""
-    stall_s: float = 10.0
-    """How long the decoder may say nothing and not compute either, before it is started once more."""
+    Attributes:
+        short_side, patch, resolution: The model input resolution (`clip.model_size`); frames are scaled to it by
+            swscale, antialiased.
+        native: Keep frames at the size of the video instead.
+    """
+
+    short_side: int
+    patch: int
+    resolution: str | None = None
+    native: bool = False
+
+    def model_size(self, video_size: tuple[int, int]) -> tuple[int, int]:
+        """The model input resolution (H, W) for a video.
+
+        Raises:
+            TooSmall: the video is smaller than two patches.
+            InvalidParameters: `resolution` does not suit the model.
+        """
+        if min(video_size) < 2 * self.patch:
+            raise TooSmall(
+                f"frames of {video_size[0]}x{video_size[1]} (height x width) are smaller than two patches of "
+                f"{self.patch} pixels",
+                limit=2 * self.patch,
+                actual=min(video_size),
+            )
+        try:
+            return model_size(video_size, short_side=self.short_side, patch=self.patch, resolution=self.resolution)
+        except ValueError as error:
+            raise InvalidParameters(f"{error}; choose another `resolution`", actual=self.resolution) from None
+
+    def decode_size(self, video_size: tuple[int, int]) -> tuple[int, int]:
+        """The size (H, W) of decoded frames; raises as `model_size`."""
+        size = self.model_size(video_size)
+        return video_size if self.native else size
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the file is, as its manifest tells it."""
+    """Properties of a video for the manifest."""
 
     width: int
-    """Pixels, as shown: rotation applied."""
+    """Pixels, rotation applied."""
     height: int
     rotation: int
     """Degrees clockwise that were applied: 0, 90, 180 or 270."""
     sample_aspect_ratio: str
-    """Width to height of a pixel as shown; "1:1" where pixels are square."""
+    """Width to height of a pixel, rotation applied; "1:1" for square pixels."""
     codec: str
     fps: float | None
-    """Mean frames per second of the frames kept; None for a single one."""
+    """Mean frames per second of the decoded frames; None for a single one."""
     sha256: str
     frame_count: int
-    start_s: float
-    """The first frame of the video on the container's own clock: what to add to `Clip.pts_s` to find it there."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A clip, where it came from, and what a person should know about it."""
+class DecodedVideo:
+    """A clip with its origin and warnings for the user."""
 
     clip: Clip
     info: VideoInfo
     warnings: tuple[str, ...]
     sandbox: tuple[str, ...]
-    """What the decoder was confined by."""
+    """Restrictions of the decoder process."""
 
 
-class Arrived:
-    """The frames that a decoder has written so far, while it goes on with the next.
-
-    A decoder that was lost and is started once more begins with one of its own.
+class PartialClip:
+    """The frames decoded so far. A restarted decoder starts a new one.
 
     Attributes:
-        count: How many there are.
-        video_size: (H, W) in pixels of the video as shown.
+        count: Number of frames.
+        video_size: (H, W) in pixels of the video, rotation applied.
     """
 
     def __init__(self, spool: IO[bytes], size: tuple[int, int], video_size: tuple[int, int]) -> None:
@@ -105,7 +108,7 @@ class Arrived:
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """The frames start to stop (exclusive), RGB, (stop - start, H, W, 3)."""
-        # By plain reads: the decoder could still shorten the file under a map.
+        # Read, not mapped: the decoder could still truncate the file under a map.
         frame_bytes = self._size[0] * self._size[1] * 3
         data = os.pread(self._spool.fileno(), (stop - start) * frame_bytes, start * frame_bytes)
         if not 0 <= start < stop <= self.count or len(data) != (stop - start) * frame_bytes:
@@ -113,103 +116,65 @@ class Arrived:
         return np.frombuffer(data, np.uint8).reshape(stop - start, *self._size, 3)
 
 
-OnFrames = Callable[[Arrived], None]
-"""Called whenever the decoder has nothing to say yet; what it raises ends the decoder and passes through.
+OnPartialClip = Callable[[PartialClip], None]
+"""Called whenever the decoder has no output; an exception it raises cancels the decoding.
 
-What it does delays the next word of the decoder, such as a refusal: so no more than a second's work at once.
+Messages of the decoder, such as a refusal, wait for it, so one call should not take longer than a second.
 """
 
 
 def read_clip(
-    path: Path,
+    request: DecodeRequest,
+    frame_size: FrameSize,
     *,
     work: Path,
-    short_side: int,
-    patch: int,
-    resolution: str | None = None,
-    native: bool = False,
-    start: float | None = None,
-    end: float | None = None,
-    fps: float | None = None,
-    limits: DecodeLimits,
-    on_progress: Progress | None = None,
-    on_frames: OnFrames | None = None,
-) -> Decoded:
-    """Decode a video, or a part of it, at the size a model looks at.
+    on_progress: OnFrameProgress | None = None,
+    on_partial_clip: OnPartialClip | None = None,
+) -> DecodedVideo:
+    """Decode a video, or a part of it, at the model input resolution.
 
     Args:
-        path: A video file.
-        work: An existing folder for the frames; they have no name in it and are gone when the clip is.
-        short_side, patch, resolution: What `clip.model_size` makes the size of; frames are scaled to it by swscale,
-            antialiased.
-        native: Keep the frames at the video's own size instead.
-        start, end: The part to decode, in seconds from the first frame of the video: start <= time < end.
-        fps: Keep at most this many frames a second, evenly; None: all.
-        limits: What is refused.
-        on_progress: Told at least every `TICK_S`, and at the end; what it raises ends the decoder and passes through.
-        on_frames: Given the frames that are there while the decoder works on the next.
+        request: A video file, or a folder of JPEG or PNG pictures, which are ordered by name and decoded by Pillow as
+            in the released code of the paper; with the part to decode and the limits.
+        frame_size: The size of the frames.
+        work: An existing folder for the frames; they have no name in it and are deleted with the clip.
+        on_progress: Called at least every `decoder_process.PROGRESS_INTERVAL_S`, and at the end.
+        on_partial_clip: Called with the frames decoded so far while the decoder works on the next one.
 
     Returns:
-        The clip as a read-only memory map, so that a long video is not held in anonymous memory.
+        The clip as a read-only memory map, so that a long video does not occupy anonymous memory.
 
     Raises:
-        UnreadableVideo: it is no video, or decoding breaks off midway: nothing is silently cut.
-        NoVideoStream, UnsupportedCodec, NoFrames, TooSmall: as named.
-        TooManyFrames, TooManyPixels, TooLong, OutOfMemoryBudget, DeadlineExceeded: it is beyond `limits`.
-        InvalidParameters: `resolution` does not suit the model.
-        StorageFull: no room in `work`.
+        UnreadableVideo: the file is not a video, or decoding fails midway; a video is never truncated silently.
+        NoVideoStream, UnsupportedCodec, NoFrames: see `uvos.errors`.
+        TooManyFrames, TooManyPixels, TooLong, OutOfMemoryBudget, DeadlineExceeded: a limit of the request is exceeded.
+        TooSmall, InvalidParameters: as `FrameSize.model_size`.
+        StorageFull: no space left in `work`.
     """
-    selection = _Selection(start, end, fps)
-    target = _Target(short_side, patch, resolution, native)
-    with path.open("rb") as video, _digest_of(path) as digest:
-        return _decode(_Input(video), selection, target, work, limits, on_progress, on_frames, digest)
-
-
-def read_folder(
-    path: Path,
-    *,
-    work: Path,
-    short_side: int,
-    patch: int,
-    resolution: str | None = None,
-    native: bool = False,
-    start: float | None = None,
-    end: float | None = None,
-    fps: float | None = None,
-    limits: DecodeLimits,
-    on_progress: Progress | None = None,
-    on_frames: OnFrames | None = None,
-) -> Decoded:
-    """Read a folder of JPEG or PNG frames, sorted by name: as `read_clip`, at `PICTURE_RATE` frames a second.
-
-    Pictures are decoded by Pillow, as the released code of the paper does. The sha256 is that of the files' bytes,
-    each after its length (8 bytes, little-endian).
-    """
-    selection = _Selection(start, end, fps)
-    target = _Target(short_side, patch, resolution, native)
-    with _packed(path, work) as (pack, sha256):
-        return _decode(pack, selection, target, work, limits, on_progress, on_frames, lambda: sha256)
+    with open_input(request.source, work) as decoder_input:
+        for threads in _thread_counts():
+            try:
+                with tempfile.TemporaryFile(dir=work, prefix="frames-") as spool:
+                    options = _options(decoder_input, request, spool, threads)
+                    with DecoderProcess(options, on_progress) as decoder:
+                        return _read_clip(decoder, frame_size, spool, decoder_input.sha256, on_partial_clip)
+            except DecoderLost as lost:
+                error = lost.error
+        raise error
 
 
 def stream_frames(
-    path: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    fps: float | None = None,
-    limits: DecodeLimits,
-    work: Path | None = None,
+    request: DecodeRequest, *, size: tuple[int, int] | None = None, work: Path | None = None
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """The frames of `read_clip` or, for a folder, `read_folder` once more, one at a time.
+    """Decode the frames of `read_clip` once more, one at a time.
 
-    At most two frames are held, whatever the length. Time spent between frames does not count towards the timeout.
-    Take the frames in the thread that takes the first one; the decoder ends with that thread.
+    At most two frames are in memory. Time between frames does not count towards the timeout. Iterate in the thread
+    that takes the first frame; the decoder ends with that thread.
 
     Args:
-        path: A video file or a folder of pictures.
-        size: (H, W) to scale to; None: as shown.
-        work: Where a folder's pictures are packed; None: the system's folder for temporary files.
+        request: As for `read_clip`.
+        size: (H, W) to scale to; None: the size of the video.
+        work: Folder for packed pictures; None: the system's temporary folder.
 
     Yields:
         RGB, uint8, shape (H, W, 3).
@@ -217,218 +182,108 @@ def stream_frames(
     Raises:
         As `read_clip`.
     """
-    with contextlib.ExitStack() as stack:
-        if path.is_dir():
-            source, _ = stack.enter_context(_packed(path, work))
-        else:
-            source = _Input(stack.enter_context(path.open("rb")))
-        selection, given = _Selection(start, end, fps), 0
-        for threads in _attempts():
+    with open_input(request.source, work) as decoder_input:
+        yielded = 0
+        for threads in _thread_counts():
             try:
-                for i, frame in enumerate(_frames(source, selection, size, limits, threads)):
-                    if i == given:  # the second time, those that were given the first time are passed over
+                frames = _stream_frames(_options(decoder_input, request, None, threads), size)
+                for index, frame in enumerate(frames):
+                    if index == yielded:  # a restarted decoder skips the frames that were yielded before
                         yield frame
-                        given += 1
+                        yielded += 1
                 return
             except DecoderLost as lost:
                 error = lost.error
         raise error
 
 
-def _frames(
-    source: "_Input", selection: "_Selection", size: tuple[int, int] | None, limits: DecodeLimits, threads: int
-) -> Generator[NDArray[np.uint8], None, None]:
-    order = _order(source, None, selection, limits, threads)
-    with DecoderProcess(order, timeout_s=limits.timeout_s, stall_s=limits.stall_s) as decoder:
-        size = decoder.answer(lambda shown: size or shown)
+def _stream_frames(options: DecoderOptions, size: tuple[int, int] | None) -> Generator[NDArray[np.uint8], None, None]:
+    with DecoderProcess(options) as decoder:
+        header = decoder.read_header()
+        size = size or header.size
+        decoder.set_size(size)
         while decoder.next_frame() is not None:
             frame = np.empty((*size, 3), np.uint8)
             decoder.read_into(frame.data.cast("B"))
             yield frame
 
 
-def _attempts() -> tuple[int, int]:
-    """With how many threads to decode, and once more where the decoder is lost."""
+def _read_clip(
+    decoder: DecoderProcess,
+    frame_size: FrameSize,
+    spool: IO[bytes],
+    sha256: Callable[[], str],
+    on_partial_clip: OnPartialClip | None,
+) -> DecodedVideo:
+    header = decoder.read_header()
+    size = frame_size.decode_size(header.size)
+    decoder.set_size(size)
+    partial = PartialClip(spool, size, header.size)
+    times = []
+    while True:
+        if on_partial_clip is not None and not decoder.has_output():
+            on_partial_clip(partial)
+        if (time_s := decoder.next_frame()) is None:
+            break
+        times.append(time_s)
+        partial.count += 1
+    summary = decoder.summary
+    assert summary is not None
+    decoder.end()  # from here on the spool cannot be truncated under the map
+    if os.fstat(spool.fileno()).st_size != len(times) * size[0] * size[1] * 3:
+        raise UnreadableVideo("the size of the decoded frames does not match their announced number")
+    frames = np.memmap(spool, np.uint8, "r", shape=(len(times), *size, 3))
+    info = VideoInfo(
+        width=header.size[1],
+        height=header.size[0],
+        rotation=header.rotation,
+        sample_aspect_ratio="{}:{}".format(*header.sample_aspect_ratio),
+        codec=header.codec,
+        fps=round((len(times) - 1) / (times[-1] - times[0]), 6) if len(times) > 1 else None,
+        sha256=sha256(),
+        frame_count=len(times),
+    )
+    warnings = tuple(_warnings(header, summary, frame_size, size))
+    return DecodedVideo(Clip(frames, np.array(times), header.size), info, warnings, decoder.sandbox)
+
+
+def _options(
+    decoder_input: DecoderInput, request: DecodeRequest, spool: IO[bytes] | None, threads: int
+) -> DecoderOptions:
+    return DecoderOptions(
+        parent_pid=os.getpid(),
+        input_fd=decoder_input.file.fileno(),
+        picture_count=decoder_input.picture_count,
+        spool_fd=None if spool is None else spool.fileno(),
+        threads=threads,
+        part=request.part,
+        limits=request.limits,
+    )
+
+
+def _thread_counts() -> tuple[int, int]:
+    """Decoder threads of the first attempt, and of the retry after `DecoderLost`."""
     return min(len(os.sched_getaffinity(0)), MAX_THREADS), 1
 
 
-@dataclass(frozen=True)
-class _Selection:
-    start: float | None
-    end: float | None
-    fps: float | None
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The size to decode to."""
-
-    short_side: int
-    patch: int
-    resolution: str | None
-    native: bool
-
-    def of(self, shown: tuple[int, int]) -> tuple[int, int]:
-        if min(shown) < 2 * self.patch:
-            raise TooSmall(
-                f"frames of {shown[0]}x{shown[1]} (height x width) are smaller than two patches of {self.patch} pixels",
-                limit=2 * self.patch,
-                actual=min(shown),
-            )
-        try:
-            size = model_size(shown, short_side=self.short_side, patch=self.patch, resolution=self.resolution)
-        except ValueError as error:
-            raise InvalidParameters(f"{error}; choose another `resolution`", actual=self.resolution) from None
-        return shown if self.native else size
-
-
-@dataclass(frozen=True)
-class _Input:
-    file: IO[bytes]
-    picture_count: int | None = None
-    """None: a video."""
-
-
-def _order(source: _Input, spool: IO[bytes] | None, selection: _Selection, limits: DecodeLimits, threads: int) -> Order:
-    return Order(
-        parent=os.getpid(),
-        input=source.file.fileno(),
-        picture_count=source.picture_count,
-        picture_rate=PICTURE_RATE,
-        spool=None if spool is None else spool.fileno(),
-        start=selection.start,
-        end=selection.end,
-        fps=selection.fps,
-        max_frames=limits.max_frames,
-        max_pixels=limits.max_pixels,
-        max_duration_s=limits.max_duration_s,
-        max_bytes=limits.max_bytes,
-        memory_bytes=limits.memory_bytes,
-        cpu_s=int(limits.timeout_s * threads) + 1,
-        threads=threads,
-    )
-
-
-def _decode(
-    source: _Input,
-    selection: _Selection,
-    target: _Target,
-    work: Path,
-    limits: DecodeLimits,
-    on_progress: Progress | None,
-    on_frames: OnFrames | None,
-    digest: Callable[[], str],
-) -> Decoded:
-    for threads in _attempts():
-        try:
-            return _decode_once(source, selection, target, work, limits, on_progress, on_frames, digest, threads)
-        except DecoderLost as lost:
-            error = lost.error
-    raise error
-
-
-def _decode_once(
-    source: _Input,
-    selection: _Selection,
-    target: _Target,
-    work: Path,
-    limits: DecodeLimits,
-    on_progress: Progress | None,
-    on_frames: OnFrames | None,
-    digest: Callable[[], str],
-    threads: int,
-) -> Decoded:
-    with tempfile.TemporaryFile(dir=work, prefix="frames-") as spool:
-        order = _order(source, spool, selection, limits, threads)
-        with DecoderProcess(
-            order, timeout_s=limits.timeout_s, stall_s=limits.stall_s, on_progress=on_progress
-        ) as decoder:
-            size = decoder.answer(target.of)
-            assert decoder.video is not None
-            arrived = Arrived(spool, size, decoder.video.size)
-            times = []
-            while True:
-                if on_frames is not None and not decoder.has_spoken():
-                    on_frames(arrived)
-                if (seconds := decoder.next_frame()) is None:
-                    break
-                times.append(seconds)
-                arrived.count += 1
-        # The decoder has ended: from here on nobody can shorten the file under the map.
-        if os.fstat(spool.fileno()).st_size != len(times) * size[0] * size[1] * 3:
-            raise UnreadableVideo("the decoder wrote other frames than it announced")
-        frames = np.memmap(spool, np.uint8, "r", shape=(len(times), *size, 3))
-    video, done = decoder.video, decoder.done
-    assert video is not None
-    assert done is not None
-    clip = Clip(frames, np.array(times), video.size)
-    info = VideoInfo(
-        width=video.size[1],
-        height=video.size[0],
-        rotation=video.rotation,
-        sample_aspect_ratio="{}:{}".format(*video.sample_aspect_ratio),
-        codec=video.codec,
-        fps=round((len(times) - 1) / (times[-1] - times[0]), 6) if len(times) > 1 else None,
-        sha256=digest(),
-        frame_count=len(times),
-        start_s=video.start_s,
-    )
-    return Decoded(clip, info, tuple(_warnings(video, done, target, size)), decoder.sandbox)
-
-
-def _warnings(video: SaidOfVideo, done: SaidAtTheEnd, target: _Target, size: tuple[int, int]) -> Iterator[str]:
-    taken = f"{size[0]}x{size[1]}"
-    if target.resolution and not target.native and taken != target.resolution:
-        yield f"the resolution {target.resolution} is no multiple of the patch of {target.patch} pixels; taken: {taken}"
-    if video.mirrored:
-        yield "the video is stored mirrored; it was brought upright as its header says"
-    if done.damaged:
-        yield f"damaged in the file and repaired by guesswork: {done.damaged} frames"
-    if done.lost:
-        yield f"damaged in the file so that they could not be decoded, and left out: {done.lost} frames"
-    if done.guessed:
-        yield f"without a time of their own, or not in order, so that their times are assumed: {done.guessed} frames"
-    if done.no_end_mark:
+def _warnings(
+    header: VideoHeader, summary: DecodeSummary, frame_size: FrameSize, size: tuple[int, int]
+) -> Iterator[str]:
+    used = f"{size[0]}x{size[1]}"
+    if frame_size.resolution and not frame_size.native and used != frame_size.resolution:
+        yield (
+            f"resolution {frame_size.resolution} is not a multiple of the patch size of {frame_size.patch} pixels; "
+            f"{used} was used"
+        )
+    if header.mirrored:
+        yield "the video is stored mirrored; it was flipped as its header requires"
+    if summary.damaged:
+        yield f"damaged in the file and concealed by the codec: {summary.damaged} frames"
+    if summary.lost:
+        yield f"damaged in the file, not decodable and left out: {summary.lost} frames"
+    if summary.assumed_times:
+        yield f"without a presentation time, or out of order, with assumed times: {summary.assumed_times} frames"
+    if summary.no_end_mark:
         yield "the file has no end mark: it may have been cut off"
-    if done.resized:
-        yield f"of another size than the first frame, and scaled to it: {done.resized} frames"
-
-
-# --- what goes in
-
-
-@contextlib.contextmanager
-def _digest_of(path: Path) -> Iterator[Callable[[], str]]:
-    """The file's sha256, computed meanwhile; on a failure the computation stops."""
-    stop = threading.Event()
-
-    def compute() -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while not stop.is_set() and (block := file.read(HASH_BLOCK)):
-                digest.update(block)
-        return digest.hexdigest()
-
-    with ThreadPoolExecutor(1, "sha256") as pool:
-        result = pool.submit(compute)
-        try:
-            yield result.result
-        finally:
-            stop.set()
-
-
-@contextlib.contextmanager
-def _packed(folder: Path, work: Path | None) -> Iterator[tuple[_Input, str]]:
-    """The pictures of a folder in one file without a name, and its sha256."""
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-    if not pictures:
-        raise NoFrames(f"there is no {' or '.join(PICTURE_SUFFIXES)} file in {folder.name}")
-    digest = hashlib.sha256()
-    with tempfile.TemporaryFile(dir=work, prefix="pictures-") as pack:
-        for picture in pictures:
-            data = picture.read_bytes()
-            for part in (PICTURE_HEADER.pack(len(data)), data):
-                pack.write(part)
-                digest.update(part)
-        pack.flush()
-        yield _Input(pack, len(pictures)), digest.hexdigest()
+    if summary.resized:
+        yield f"of another size than the first frame, and scaled to it: {summary.resized} frames"

@@ -1,11 +1,10 @@
-"""The decoder seen from outside: start it, listen to it, hold it to its time, end it.
+"""The decoder process seen from its parent: start, read and validate messages, enforce time limits, end.
 
-Whoever broke into that process could say anything, so what it says is believed only as far as it validates.
+A video may have compromised the process, so all of its output is untrusted and validated.
 """
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -15,11 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from uvos.errors import (
     DeadlineExceeded,
@@ -34,7 +32,15 @@ from uvos.errors import (
     UnsupportedCodec,
     UvosError,
 )
-from worker.video.decoder import Order
+from worker.video.messages import (
+    AnyMessage,
+    DecodeFailure,
+    DecoderOptions,
+    DecodeSummary,
+    FrameMessage,
+    SandboxReport,
+    VideoHeader,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,104 +58,60 @@ REFUSALS: dict[str, type[UvosError]] = {
         UnsupportedCodec,
     )
 }
-TICK_S = 0.1  # how often progress is told, and cancelling noticed, while the decoder works
-LAST_BREATH_S = 10.0  # from the end of what it says to the end of the process
+MESSAGES: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(discriminator="type")])
+PROGRESS_INTERVAL_S = 0.1  # between calls of on_progress, which may cancel, while the decoder works
+EXIT_TIMEOUT_S = 10.0  # from the end of its output to the end of the process
 MAX_LINE = 2**16
-PIPE_BYTES = 2**20  # a frame at full size in few reads; the system's default is 64 KiB
-# How libav says that a coded size is beyond `max_pixels`, when a frame of that size cannot even be allocated.
+PIPE_BYTES = 2**20  # a full-size frame in few reads; the default is 64 KiB
+# libav's message for a coded size beyond `max_pixels` that cannot even be allocated.
 TOO_MANY_PIXELS = re.compile(rb"Picture size (\d+)x(\d+) exceeds specified max pixel count")
 
-Progress = Callable[[int, int | None], None]
-"""Called with frames done and, where known, frames expected; may raise to stop the decoding."""
+OnFrameProgress = Callable[[int, int | None], None]
+"""Called with frames done and, if known, frames expected; an exception it raises cancels the decoding."""
 
 
 class DecoderLost(Exception):
-    """The decoder was killed, or makes no progress any more: the first time, its file need not be the cause of it.
+    """The decoder was killed or is stuck, which the file need not have caused: worth one retry.
 
-    libav's threads can wait for each other for ever over a damaged frame (seen with HEVC); with one thread they do not.
+    libav's threads can deadlock on a damaged frame (observed with HEVC); a single thread does not.
     """
 
     def __init__(self, error: UvosError) -> None:
         super().__init__(error.detail)
         self.error = error
-        """What to say when it happens again."""
-
-
-class Said(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-Count = Annotated[int, Field(ge=0)]
-Side = Annotated[int, Field(ge=1, le=2**20)]
-
-
-class SaidOfVideo(Said):
-    size: tuple[Side, Side]
-    rotation: Literal[0, 90, 180, 270]
-    mirrored: bool
-    sample_aspect_ratio: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    codec: str = Field(max_length=32)
-    start_s: FiniteFloat
-    total: int | None
-
-
-class SaidAtTheEnd(Said):
-    frames: Annotated[int, Field(ge=1)]
-    guessed: Count
-    resized: Count
-    damaged: Count
-    lost: Count
-    no_end_mark: bool
-
-
-class SaidOnError(Said):
-    kind: str
-    detail: str = Field(max_length=600)
-    limit: float | int | None = None
-    actual: float | int | None = None
-
-
-class Message(Said):
-    sandbox: tuple[str, ...] | None = None
-    video: SaidOfVideo | None = None
-    frame: int | None = None
-    time: FiniteFloat | None = None
-    done: SaidAtTheEnd | None = None
-    error: SaidOnError | None = None
+        """Raised if the retry fails in the same way."""
 
 
 class DecoderProcess:
-    """The decoder's process, from its start to its certain end (a context manager)."""
+    """The decoder process, from start to guaranteed end (a context manager)."""
 
-    def __init__(self, order: Order, *, timeout_s: float, stall_s: float, on_progress: Progress | None = None) -> None:
-        """Start it.
+    def __init__(self, options: DecoderOptions, on_progress: OnFrameProgress | None = None) -> None:
+        """Start the process.
 
         Args:
-            order: What to do, with files of ours that it inherits.
-            timeout_s: How long all waiting for it may take together.
-            stall_s: How long it may say nothing and not compute either.
-            on_progress: Told every `TICK_S` while waiting, and at the end.
+            options: Input, limits and open files, which the process inherits.
+            on_progress: Called every `PROGRESS_INTERVAL_S` while waiting, and at the end.
         """
-        self.order, self.timeout_s, self.stall_s, self.on_progress = order, timeout_s, stall_s, on_progress
+        self.options, self.limits, self.on_progress = options, options.limits, on_progress
         self.frames = 0
         self.sandbox: tuple[str, ...] = ()
-        """What it says it was confined by."""
-        self.video: SaidOfVideo | None = None
-        self.done: SaidAtTheEnd | None = None
-        self._left_s = timeout_s
-        self._told_at = 0.0
+        """Restrictions reported by the process."""
+        self.summary: DecodeSummary | None = None
+        self._expected_frames: int | None = None
+        self._remaining_s = self.limits.timeout_s
+        self._reported_at = 0.0
         self._buffer = bytearray()
-        os.lseek(order.input, 0, os.SEEK_SET)  # it shares the position with us, and with the one before it
+        os.lseek(options.input_fd, 0, os.SEEK_SET)  # the position is shared with this process and its predecessor
         self._stderr, stderr = os.pipe()
         os.set_blocking(self._stderr, False)
-        os.set_blocking(stderr, False)  # what is too much to hold is dropped: a flood of messages stops nothing
+        os.set_blocking(stderr, False)  # excess messages are dropped instead of blocking the decoder
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-m", "worker.video.decoder", json.dumps(asdict(order))],
+                [sys.executable, "-P", "-s", "-m", "worker.video.decoder", options.to_json()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                pass_fds=[file for file in (order.input, order.spool) if file is not None],
+                pass_fds=[file for file in (options.input_fd, options.spool_fd) if file is not None],
                 bufsize=0,
                 cwd="/",
                 env=environment(),
@@ -162,162 +124,173 @@ class DecoderProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        with contextlib.suppress(OSError):  # the user's share of pipe memory may be used up
+        with contextlib.suppress(OSError):  # the user's limit of pipe memory may be exhausted
             fcntl.fcntl(self._stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.end()
         self._stdin.close()
         self._stdout.close()
         os.close(self._stderr)
 
-    def answer(self, choose: Callable[[tuple[int, int]], tuple[int, int]]) -> tuple[int, int]:
-        """Let `choose` decide, from (H, W) as shown, the size to decode to; returns it."""
-        self.sandbox = self._message().sandbox or ()
-        logger.debug("decoder confined by %s", ", ".join(self.sandbox))
-        video = self._message().video
-        if video is None or video.size[0] * video.size[1] > self.order.max_pixels:
-            raise UnreadableVideo("the decoder did not say what the video is")
-        self.video = video
-        size = choose(video.size)
-        with contextlib.suppress(BrokenPipeError):  # a decoder that is gone is noticed by the next message
-            self._stdin.write(b"%d %d\n" % size)
-        return size
+    def end(self) -> None:
+        """Kill the process and wait for its end."""
+        self._process.kill()
+        self._process.wait()
 
-    def has_spoken(self) -> bool:
-        """Whether there is something to hear, or the process is gone: `next_frame` then need not wait long."""
+    def read_header(self) -> VideoHeader:
+        """The properties of the video; to be answered with `set_size`."""
+        report = self._message()
+        if not isinstance(report, SandboxReport):
+            raise UnreadableVideo("the decoder did not report its sandbox")
+        self.sandbox = report.applied
+        logger.debug("decoder sandboxed by %s", ", ".join(self.sandbox))
+        header = self._message()
+        if not isinstance(header, VideoHeader) or header.size[0] * header.size[1] > self.limits.max_pixels:
+            raise UnreadableVideo("the decoder sent no valid description of the video")
+        self._expected_frames = header.expected_frames
+        return header
+
+    def set_size(self, size: tuple[int, int]) -> None:
+        """Set the size (H, W) that frames are scaled to; decoding starts."""
+        with contextlib.suppress(BrokenPipeError):  # the next read detects that the process has ended
+            self._stdin.write(b"%d %d\n" % size)
+
+    def has_output(self) -> bool:
+        """Whether `next_frame` will not block for long: there is output, or the process has ended."""
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
         return b"\n" in self._buffer or bool(poll.poll(0))
 
     def next_frame(self) -> float | None:
-        """The time of the next frame in seconds, once it is there; None after the last one."""
+        """Wait for the next frame; returns its time in seconds, None after the last frame."""
         message = self._message()
-        if message.done is not None:
-            if message.done.frames != self.frames:
-                raise UnreadableVideo("the decoder counted other frames than it announced")
-            self.done = message.done
-            self._tell(last=True)
+        if isinstance(message, DecodeSummary):
+            if message.frames != self.frames:
+                raise UnreadableVideo(f"the decoder announced {self.frames} frames and counted {message.frames}")
+            self.summary = message
+            self._report_progress(last=True)
             return None
-        if message.time is None or message.frame != self.frames + 1 or message.frame > self.order.max_frames:
+        if not isinstance(message, FrameMessage) or message.number != min(self.frames + 1, self.limits.max_frames):
             raise UnreadableVideo("the decoder announced frames out of order")
         self.frames += 1
-        return message.time
+        return message.time_s
 
     def read_into(self, pixels: memoryview) -> None:
-        """The bytes that follow a frame's announcement."""
-        held = min(len(self._buffer), len(pixels))
-        pixels[:held] = self._buffer[:held]
-        del self._buffer[:held]
-        filled = held
+        """Read the bytes that follow a frame message."""
+        filled = min(len(self._buffer), len(pixels))
+        pixels[:filled] = self._buffer[:filled]
+        del self._buffer[:filled]
         while filled < len(pixels):
             self._wait()
             count = os.readv(self._stdout.fileno(), [pixels[filled:]])
             if not count:
-                raise self._failure()
+                raise self._exit_error()
             filled += count
 
-    def _message(self) -> Message:
+    def _message(self) -> AnyMessage:
         while (end := self._buffer.find(b"\n")) < 0:
             self._wait()
             data = os.read(self._stdout.fileno(), MAX_LINE)
             if not data:
-                raise self._failure()
+                raise self._exit_error()
             self._buffer += data
             if len(self._buffer) > 2 * MAX_LINE:
-                raise UnreadableVideo("the decoder does not end its sentences")
+                raise UnreadableVideo(f"the decoder sent a message of more than {MAX_LINE} bytes")
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         try:
-            message = Message.model_validate_json(line)
+            message = MESSAGES.validate_json(line)
         except ValidationError as error:
-            logger.error("the decoder said %r: %s", line[:200], error)
-            raise UnreadableVideo("the decoder said something unintelligible") from error
-        if message.error is not None:
-            raise self._refusal(message.error)
+            logger.error("invalid message of the decoder %r: %s", line[:200], error)
+            raise UnreadableVideo("the decoder sent an invalid message") from error
+        if isinstance(message, DecodeFailure):
+            raise self._refusal(message)
         return message
 
     def _wait(self) -> None:
-        """Until the decoder has said something, for as long as it may take; tells progress meanwhile."""
+        """Wait for output, reporting progress; raises when a time limit is exceeded."""
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
         began = idle_since = time.monotonic()
-        computed = -1
+        cpu_ticks = -1
         while True:
-            self._tell()
-            left_s = self._left_s - (time.monotonic() - began)
-            if poll.poll(1000 * min(TICK_S, max(left_s, 0.001))):
-                self._left_s -= time.monotonic() - began
+            self._report_progress()
+            remaining_s = self._remaining_s - (time.monotonic() - began)
+            if poll.poll(1000 * min(PROGRESS_INTERVAL_S, max(remaining_s, 0.001))):
+                self._remaining_s -= time.monotonic() - began
                 return
-            if left_s <= 0:
-                limit = self.timeout_s
-                raise DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
-            if (now := self._computing_time()) != computed:
-                computed, idle_since = now, time.monotonic()
-            elif time.monotonic() - idle_since > self.stall_s:
-                logger.warning("the decoder is stuck after %d frames: %s", self.frames, self._last_words())
+            if remaining_s <= 0:
+                raise self._timeout()
+            if (now := self._cpu_ticks()) != cpu_ticks:
+                cpu_ticks, idle_since = now, time.monotonic()
+            elif time.monotonic() - idle_since > self.limits.stall_s:
+                logger.warning("the decoder is stuck after %d frames: %s", self.frames, self._stderr_tail())
                 raise DecoderLost(UnreadableVideo(f"the decoder is stuck after {self.frames} frames"))
 
-    def _computing_time(self) -> int:
-        """Of all its threads, in clock ticks."""
+    def _cpu_ticks(self) -> int:
+        """CPU time of all threads of the process, in clock ticks."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
-            return time.monotonic_ns()  # not known here: taken for alive
+            return time.monotonic_ns()  # unknown: treated as progress
         return int(fields[11]) + int(fields[12])
 
-    def _tell(self, *, last: bool = False) -> None:
-        if self.on_progress is None or not (last or time.monotonic() - self._told_at >= TICK_S):
+    def _report_progress(self, *, last: bool = False) -> None:
+        if self.on_progress is None or not (last or time.monotonic() - self._reported_at >= PROGRESS_INTERVAL_S):
             return
-        expected = self.video.total if self.video is not None else None
+        expected = self._expected_frames
         total = self.frames if last else None if expected is None else max(expected, self.frames)
         self.on_progress(self.frames, total)
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
 
-    def _refusal(self, error: SaidOnError) -> UvosError:
-        words = self._last_words()
-        if error.kind == "UnreadableVideo" and (size := TOO_MANY_PIXELS.search(words)):
+    def _refusal(self, failure: DecodeFailure) -> UvosError:
+        stderr = self._stderr_tail()
+        if failure.kind == "UnreadableVideo" and (size := TOO_MANY_PIXELS.search(stderr)):
             width, height = int(size[1]), int(size[2])
+            limit = self.limits.max_pixels
             return TooManyPixels(
-                f"frames of {width}x{height} have {width * height} pixels; the limit is {self.order.max_pixels}",
-                limit=self.order.max_pixels,
+                f"frames of {width}x{height} have {width * height} pixels; the limit is {limit}",
+                limit=limit,
                 actual=width * height,
             )
-        logger.info("the decoder refused a file (%s: %s); its last words: %s", error.kind, error.detail, words)
-        return REFUSALS.get(error.kind, UnreadableVideo)(error.detail, limit=error.limit, actual=error.actual)
+        logger.info("the decoder refused a file (%s: %s); stderr: %s", failure.kind, failure.detail, stderr)
+        return REFUSALS.get(failure.kind, UnreadableVideo)(failure.detail, limit=failure.limit, actual=failure.actual)
 
-    def _failure(self) -> Exception:
-        """What it means that the decoder ended without a word."""
+    def _exit_error(self) -> Exception:
+        """The error for a process that ended without a last message."""
         try:
-            code = self._process.wait(timeout=LAST_BREATH_S)
+            code = self._process.wait(timeout=EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        logger.warning("the decoder ended with %d after %d frames: %s", code, self.frames, self._last_words())
+        logger.warning("the decoder exited with %d after %d frames: %s", code, self.frames, self._stderr_tail())
         if code in (-signal.SIGKILL, -signal.SIGTERM):
-            return DecoderLost(OutOfMemoryBudget("the system ended the decoder, perhaps for want of memory"))
+            return DecoderLost(OutOfMemoryBudget("the system killed the decoder, possibly for lack of memory"))
         if code == -signal.SIGXCPU:
-            limit = self.timeout_s
-            return DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
-        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return UnreadableVideo(f"the decoder crashed after {self.frames} frames ({how})", actual=self.frames)
+            return self._timeout()
+        reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return UnreadableVideo(f"the decoder crashed after {self.frames} frames ({reason})", actual=self.frames)
 
-    def _last_words(self) -> bytes:
+    def _timeout(self) -> DeadlineExceeded:
+        limit = self.limits.timeout_s
+        return DeadlineExceeded(f"decoding took more than {limit:g} s", limit=limit, actual=limit)
+
+    def _stderr_tail(self) -> bytes:
         with contextlib.suppress(BlockingIOError):
             return os.read(self._stderr, MAX_LINE)
         return b""
 
 
 def environment() -> dict[str, str]:
-    """What the decoder needs to start, and nothing else of ours, which may hold secrets."""
-    needed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
+    """The environment of the decoder: only the variables it needs, since others may hold secrets."""
+    inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     return {
-        **needed,
+        **inherited,
         "PYTHONPATH": str(Path(__file__).parents[2]),
-        "MALLOC_ARENA_MAX": "1",  # each takes 64 MiB of the address space that is limited
+        "MALLOC_ARENA_MAX": "1",  # each arena takes 64 MiB of the limited address space
         "LC_ALL": "C.UTF-8",
     }

@@ -1,15 +1,14 @@
-"""What the decoder's process may not do: limits, then no new files, no sockets, no processes.
+"""Sandbox of the decoder process: resource limits, no new files, no sockets, no processes.
 
-A file that breaks a codec gets the rights of the process that decodes it. So that process opens all it needs (the
-libraries, the video, the spool) and then gives up the right to open anything: afterwards it can read and write
-what it holds, allocate memory within its limit, start threads, and end. None of this needs root.
+A file that exploits a codec runs code with the privileges of the process that decodes it. That process therefore
+opens everything it needs (libraries, video, spool) and then drops the right to open anything: afterwards it can read
+and write its open files, allocate memory within its limit, start threads, and exit. None of this needs root.
 
 - Resource limits and no_new_privs: on every Linux.
-- Landlock (Linux 5.13 or later): no file, directory, TCP port, abstract socket or foreign process can be reached.
-- seccomp: an allow-list of system calls, so also no socket, no execve, no fork, no ptrace, and no memory that can
-  be made executable.
+- Landlock (Linux 5.13 or later): no access to files, directories, TCP ports, abstract sockets or other processes.
+- seccomp: an allow-list of system calls, without socket, execve, fork and ptrace, and without executable memory.
 
-The C structures and numbers are those of Linux's `landlock.h`, `seccomp.h`, `filter.h` and `unistd.h`.
+C structures and numbers: Linux's `landlock.h`, `seccomp.h`, `filter.h` and `unistd.h`.
 """
 
 import ctypes
@@ -24,7 +23,7 @@ import sys
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # the same on every architecture
 LANDLOCK_CREATE_RULESET_VERSION = 1
-# By the version of its interface: how many file system rights, network rights and scopes it knows.
+# By ABI version: number of file system rights, network rights and scopes.
 LANDLOCK_RIGHTS = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0), 6: (16, 2, 2)}
 
 SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC = 1, 1
@@ -33,11 +32,11 @@ LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # operati
 NUMBER_AT, ARCHITECTURE_AT, FIRST_ARGUMENT_AT = 0, 4, 16  # offsets in struct seccomp_data
 CLONE_THREAD, PROT_EXEC = 0x10000, 4
 
-# Numbers from here on are younger than the C libraries that must cope without them: answered "no such system call",
-# so that they fall back (clone3 to clone). Older ones are answered "not permitted".
-YOUNG_CALLS = 424
+# System calls from this number on are rejected with ENOSYS, so that C libraries fall back (clone3 to clone); lower
+# numbers are rejected with EPERM.
+NEW_CALLS = 424
 
-# (x86-64, aarch64), the busy ones first. There is no ioctl, no prctl and nothing that takes a path.
+# (x86-64, aarch64), the most frequent first; without ioctl, prctl and calls that take a path.
 ALLOWED_CALLS = {
     "futex": (202, 98),
     "write": (1, 64),
@@ -76,7 +75,7 @@ ALLOWED_CALLS = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-NEWFSTATAT = (262, 79)  # how glibc 2.33 and later spell fstat; only without a path (AT_EMPTY_PATH)
+NEWFSTATAT = (262, 79)  # fstat in glibc 2.33 and later; only without a path (AT_EMPTY_PATH)
 AT_EMPTY_PATH = 0x1000
 CLONE = (56, 220)
 MMAP, MPROTECT = (9, 222), (10, 226)
@@ -86,26 +85,26 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; end now if that has happened already."""
+    """Let the kernel kill this process when its parent thread ends; exit now if the parent has ended already."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         sys.exit("the parent is gone")
 
 
 def confine(*, memory_bytes: int, cpu_s: int, file_bytes: int, open_files: int = 32) -> tuple[str, ...]:
-    """Give up, for good, everything that decoding does not need. Call it before any thread is started.
+    """Irrevocably drop all rights that decoding does not need. Call it before any thread is started.
 
     Args:
-        memory_bytes: Address space; an allocation beyond it fails.
-        cpu_s: Processor time of all threads, seconds; beyond it the kernel ends the process with SIGXCPU.
-        file_bytes: The length beyond which no file can be written.
-        open_files: File descriptors.
+        memory_bytes: Limit of the address space.
+        cpu_s: Limit of the CPU time of all threads, seconds; the kernel ends the process with SIGXCPU.
+        file_bytes: Maximum length of written files.
+        open_files: Limit of file descriptors.
 
     Returns:
-        What was applied, of "rlimits", "no_new_privs", "landlock <version>", "seccomp": the last two only where the
-        kernel (and for seccomp the architecture) has them.
+        The restrictions applied: "rlimits", "no_new_privs", "landlock <version>", "seccomp"; the last two only if
+        supported by the kernel (seccomp also by the architecture).
     """
-    # RLIMIT_NPROC is left alone: it counts all processes of the user, and their threads with them.
+    # RLIMIT_NPROC is not set: it counts all processes and threads of the user.
     limits = {
         resource.RLIMIT_AS: memory_bytes,
         resource.RLIMIT_CPU: cpu_s,
@@ -113,7 +112,7 @@ def confine(*, memory_bytes: int, cpu_s: int, file_bytes: int, open_files: int =
         resource.RLIMIT_NOFILE: open_files,
         resource.RLIMIT_CORE: 0,
     }
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write that is too long shall fail, not kill
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead of killing the process
     for limit, value in limits.items():
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -133,10 +132,10 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _landlock() -> int:
-    """Handle every right that this kernel knows and allow none. Returns the version of the interface, 0 without."""
+    """Restrict every right that this kernel supports. Returns the ABI version, 0 without Landlock."""
     version = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
     if version < 1:
-        return 0  # not built in, or switched off
+        return 0  # not built in, or disabled
     rights = LANDLOCK_RIGHTS[min(version, max(LANDLOCK_RIGHTS))]
     attributes = struct.pack("QQQ", *((1 << count) - 1 for count in rights))
     size = 8 if version < 4 else 16 if version < 6 else 24
@@ -152,7 +151,7 @@ def _landlock() -> int:
 
 
 def _seccomp() -> bool:
-    """Install the allow-list in all threads. Returns whether kernel and architecture have it."""
+    """Install the allow-list in all threads. Returns False where it is not supported."""
     program = seccomp_program(platform.machine())
     if program is None:
         return False
@@ -161,26 +160,26 @@ def _seccomp() -> bool:
     number = {"x86_64": 317, "aarch64": 277}[platform.machine()]
     if libc.syscall(number, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, header):
         if ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL):
-            return False  # a kernel without it
+            return False  # not supported by this kernel
         raise OSError(ctypes.get_errno(), "seccomp")
     return True
 
 
 def seccomp_program(machine: str) -> bytes | None:
-    """The allow-list as a classic BPF program, 8 bytes an instruction; None for an unknown architecture.
+    """The allow-list as a classic BPF program, 8 bytes per instruction; None for an unknown architecture.
 
-    Each check is a comparison with a jump over its own return, so that no offset depends on another check.
+    Each check is a comparison with a jump over its own return, so no offset depends on another check.
     """
     if machine not in AUDIT_ARCHITECTURES:
         return None
     column, audit_architecture = AUDIT_ARCHITECTURES[machine]
-    not_permitted = SECCOMP_RET_ERRNO | errno.EPERM
+    reject = SECCOMP_RET_ERRNO | errno.EPERM
 
     def step(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("HBBI", operation, if_true, if_false, value)
 
-    def flag_decides(call: tuple[int, int], argument: int, flag: int, *, allow_if_set: bool) -> bytes:
-        yes, no = SECCOMP_RET_ALLOW, not_permitted
+    def allow_by_flag(call: tuple[int, int], argument: int, flag: int, *, allow_if_set: bool) -> bytes:
+        yes, no = SECCOMP_RET_ALLOW, reject
         return b"".join(
             [
                 step(EQUAL, call[column], 0, 4),
@@ -198,12 +197,12 @@ def seccomp_program(machine: str) -> bytes | None:
             step(RETURN, SECCOMP_RET_KILL_PROCESS),
             step(LOAD, NUMBER_AT),
             *(step(EQUAL, call[column], 0, 1) + step(RETURN, SECCOMP_RET_ALLOW) for call in ALLOWED_CALLS.values()),
-            flag_decides(MMAP, 2, PROT_EXEC, allow_if_set=False),
-            flag_decides(MPROTECT, 2, PROT_EXEC, allow_if_set=False),
-            flag_decides(NEWFSTATAT, 3, AT_EMPTY_PATH, allow_if_set=True),
-            flag_decides(CLONE, 0, CLONE_THREAD, allow_if_set=True),
-            step(AT_LEAST, YOUNG_CALLS, 0, 1),
+            allow_by_flag(MMAP, 2, PROT_EXEC, allow_if_set=False),
+            allow_by_flag(MPROTECT, 2, PROT_EXEC, allow_if_set=False),
+            allow_by_flag(NEWFSTATAT, 3, AT_EMPTY_PATH, allow_if_set=True),
+            allow_by_flag(CLONE, 0, CLONE_THREAD, allow_if_set=True),
+            step(AT_LEAST, NEW_CALLS, 0, 1),
             step(RETURN, SECCOMP_RET_ERRNO | errno.ENOSYS),
-            step(RETURN, not_permitted),
+            step(RETURN, reject),
         ]
     )

@@ -1,7 +1,7 @@
-"""Where the decoder's frames come from: the best stream of a video file, or a pack of still pictures.
+"""Frame sources of the decoder: the best stream of a video file, or a pack of still pictures.
 
-Runs in the decoder's process (`decoder.py`), shut in, so it imports neither numpy nor torch. A source gives frames
-in the order in which they are shown and refuses those beyond the limit of pixels.
+Runs in the sandboxed decoder process (`decoder.py`), so it imports neither numpy nor torch. A source yields frames
+in presentation order and refuses frames with more pixels than the limit.
 """
 
 import io
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import av
 import av.error
@@ -19,7 +19,9 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-# By libav's names: what people's cameras, browsers and editors write.
+from worker.video.messages import DecodeFailure
+
+# By libav's names: formats written by common cameras, browsers and editors.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf"
 DECODERS = [
     *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "libvpx", "libvpx-vp9", "theora", "gif", "mjpeg", "png"),
@@ -27,22 +29,24 @@ DECODERS = [
     *("prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "qtrle", "rawvideo", "cinepak", "svq3"),
 ]
 
-# Codecs count pixels of sizes rounded up to their blocks: this much beyond the limit is theirs, the exact count ours.
+# Codecs count pixels of sizes rounded up to their blocks, hence a looser limit for them; `check_pixels` is exact.
 PIXEL_SLACK, PIXEL_SLACK_SMALL = 1.1, 2**16
-INDEXED_CONTAINERS = ("mov", "matroska")  # where seeking by time is exact enough to rely on
+INDEXED_CONTAINERS = ("mov", "matroska")  # formats in which seeking by time is reliable
 DEFAULT_FRAME_S = 1 / 25
-ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9")  # so that a packet without a frame is a frame lost
-MATROSKA_HEAD = 4096  # bytes that hold the EBML header and the segment's length
+ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9")  # a packet without a frame is a lost frame
+MATROSKA_HEAD = 4096  # bytes; contains the EBML header and the length of the segment
 DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
-PICTURE_HEADER = struct.Struct("<Q")  # a pack of pictures: for each its length, then its bytes
+Rotation = Literal[0, 90, 180, 270]
+PICTURE_HEADER = struct.Struct("<Q")  # precedes each picture of a pack: its length in bytes
+PICTURE_RATE = 24.0  # frames a second of a folder of pictures, which has no times; as in DAVIS
 
 
 class Refusal(Exception):
-    """A file ends here: the name of a class of `uvos/errors.py`, and its particulars."""
+    """The input is refused with an error of `uvos/errors.py`."""
 
     def __init__(self, kind: str, detail: str, *, limit: float | None = None, actual: float | None = None) -> None:
         super().__init__(detail)
-        self.message = {"kind": kind, "detail": detail, "limit": limit, "actual": actual}
+        self.message = DecodeFailure(kind=kind, detail=detail, limit=limit, actual=actual)
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:
@@ -56,8 +60,8 @@ def check_pixels(width: int, height: int, limit: int) -> None:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """How stored pixels are brought upright: transposed first, then mirrored."""
+class Orientation:
+    """Transformation from stored pixels to pixels as shown: transposed first, then mirrored."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -68,17 +72,17 @@ class Turn:
         return self.transpose ^ self.flip_x ^ self.flip_y
 
     @property
-    def degrees(self) -> int:
-        """Clockwise; where the picture is also mirrored, the turn before it is mirrored left to right."""
+    def degrees(self) -> Rotation:
+        """Rotation clockwise; for a mirrored picture, the rotation before it is mirrored left to right."""
         flip_x = self.flip_x != self.mirrored
         if self.transpose:
             return 90 if flip_x else 270
         return 180 if flip_x else 0
 
     @classmethod
-    def of(cls, frame: VideoFrame) -> "Turn":
-        """What the frame's display matrix asks for, to the nearest right angle."""
-        side_data = cast(Mapping[str, Any], frame.side_data)  # PyAV's annotation knows motion vectors alone
+    def of(cls, frame: VideoFrame) -> "Orientation":
+        """The frame's display matrix, rounded to a right angle."""
+        side_data = cast(Mapping[str, Any], frame.side_data)  # PyAV's annotation covers motion vectors only
         matrix = side_data.get("DISPLAYMATRIX")
         if matrix is None or matrix.buffer_size < DISPLAY_MATRIX.size:
             return cls()
@@ -89,20 +93,20 @@ class Turn:
 
 
 class VideoFile:
-    """The best video stream of an open file, read by its descriptor alone."""
+    """The best video stream of an open file, read through its descriptor only."""
 
     def __init__(self, file: int, *, max_pixels: int, threads: int) -> None:
         self.file, self.max_pixels, self.threads = file, max_pixels, threads
         self.packets = self.decoded = self.damaged = 0
         self.first_s: float | None = None
         self.last_s: float | None = None
-        """When the first frame of the video and the last one decoded are shown, on the container's own clock."""
+        """Times of the first frame of the video and of the last decoded frame, on the container's clock."""
         self.last_is_partial = self.sought = False
         self._open()
 
     def _open(self) -> None:
         self.container: InputContainer = av.open(
-            # A descriptor, and no other protocol: no path and no address inside the file can lead anywhere.
+            # Only the descriptor protocol is allowed: no path or address inside the file can be opened.
             "fd:",
             "r",
             options={
@@ -118,7 +122,7 @@ class VideoFile:
             if stream is not self.stream:
                 stream.discard = Discard.all
         codec = self.stream.codec_context
-        codec.options = self._codec_options()  # the container's reach the probing, only these the decoding
+        codec.options = self._codec_options()  # the container's options apply to probing, these to decoding
         codec.thread_type = "AUTO"
         codec.thread_count = self.threads
 
@@ -129,15 +133,15 @@ class VideoFile:
         }
 
     def _best_stream(self) -> VideoStream:
-        """The largest of the default streams; cover pictures do not count."""
+        """The largest of the default streams, without cover pictures."""
         pictures = Disposition.attached_pic | Disposition.timed_thumbnails
         streams = [stream for stream in self.container.streams.video if not stream.disposition & pictures]
         if not streams:
-            raise Refusal("NoVideoStream", "the file has no stream of moving pictures")
+            raise Refusal("NoVideoStream", "the file has no video stream")
         readable = [s for s in streams if s.codec_context is not None and s.codec_context.name in DECODERS]
         if not readable:
             names = sorted({s.codec_context.name if s.codec_context is not None else "unknown" for s in streams})
-            raise Refusal("UnsupportedCodec", f"the video is coded as {', '.join(names)}")
+            raise Refusal("UnsupportedCodec", f"the video is encoded as {', '.join(names)}, which is not supported")
         return max(readable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
 
     @property
@@ -155,27 +159,27 @@ class VideoFile:
 
     @property
     def frame_count(self) -> int:
-        """As the header has it; 0: not said."""
+        """By the container's header; 0: unknown."""
         return self.stream.frames
 
     @property
     def frame_s(self) -> float:
-        """The usual time between frames, as far as the header tells."""
+        """Time between frames by the container's header."""
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(1 / rate) if rate else DEFAULT_FRAME_S
 
     @property
     def duration_s(self) -> float | None:
-        """As the header has it."""
+        """By the container's header."""
         if self.stream.duration and self.stream.time_base:
             return float(self.stream.duration * self.stream.time_base)
         return self.container.duration / av.time_base if self.container.duration else None
 
     def frames(self) -> Iterator[VideoFrame]:
         for packet in self.container.demux(self.stream):
-            if packet.size:  # the last one, without data, gets the frames out that the codec still holds
+            if packet.size:  # the last packet, without data, flushes the codec
                 self.last_is_partial = packet.is_corrupt
-                self.packets += not packet.is_discard  # those outside an edit list are decoded, not shown
+                self.packets += not packet.is_discard  # packets outside an edit list are decoded but not shown
             for frame in packet.decode():
                 check_pixels(frame.width, frame.height, self.max_pixels)
                 self.decoded += 1
@@ -186,7 +190,7 @@ class VideoFile:
                 yield frame
 
     def frames_from(self, time_s: float) -> Iterator[VideoFrame]:
-        """All frames from `time_s` of the container's own clock on, and those before it that decoding them takes."""
+        """All frames from `time_s` of the container's clock on, preceded by frames needed to decode them."""
         self.packets = self.decoded = self.damaged = 0
         if self.stream.time_base and any(name in self.container.format.name for name in INDEXED_CONTAINERS):
             try:
@@ -197,7 +201,7 @@ class VideoFile:
                 first = None
             if first is not None and first.time is not None and first.time <= time_s:
                 self.sought = True
-                return _with(first, frames)
+                return _prepend(first, frames)
         self._reopen()
         return self.frames()
 
@@ -208,16 +212,16 @@ class VideoFile:
         self._open()
 
     def packet_times(self) -> Iterator[float]:
-        """When each frame is shown, on the container's own clock, without decoding it; in the order of the file."""
+        """Presentation times on the container's clock, without decoding, in the order of the file."""
         self._reopen()
         for packet in self.container.demux(self.stream):
             if packet.size and not packet.is_discard and packet.pts is not None and self.stream.time_base:
                 yield float(packet.pts * self.stream.time_base)
 
     def ends_early(self) -> bool:
-        """After the last frame: the file is shorter than it says it is, where its format says so.
+        """Whether the file is shorter than its own headers state; call it after the last frame.
 
-        libav takes the end of the file for the end of the video: a broken upload would lose its last part unnoticed.
+        libav treats the end of the file as the end of the video, so a truncated upload would be cut silently.
         """
         size = self.container.size
         name = self.container.format.name
@@ -228,21 +232,21 @@ class VideoFile:
         return self.last_is_partial
 
     def lost_frames(self) -> int:
-        """After the last frame: how many a damaged file has and the codec passed over without a word."""
+        """Number of frames that the codec skipped without an error; call it after the last frame."""
         if self.sought or not self.has_one_frame_a_packet:
-            return 0  # after seeking, frames that need one before are passed over rightly
+            return 0  # after seeking, frames that depend on earlier ones are skipped legitimately
         return max(0, self.packets - self.decoded)
 
     def has_no_end_mark(self) -> bool:
-        """It may have been cut off: players show such a file all the same."""
+        """Whether the file may be truncated; players still show such files."""
         return self.container.format.name == "gif" and b";" not in os.pread(self.file, 16, self.container.size - 16)
 
 
 def matroska_size(head: bytes) -> int:
-    """How long a Matroska or WebM file is by its own account; 0: not said, as in live recordings.
+    """Length in bytes that a Matroska or WebM file states; 0: unknown, as in live recordings.
 
-    A file is an EBML header and a segment; each is an identifier of four bytes, a length and so many bytes (RFC 8794,
-    section 4). In a length, the zeros before its first one tell how many bytes follow; all ones: unknown.
+    A file consists of an EBML header and a segment; each has an identifier of four bytes, a length and that many bytes
+    (RFC 8794, section 4). The number of leading zeros of a length gives its bytes; all ones: unknown.
     """
     position = 0
     for identifier in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
@@ -257,10 +261,10 @@ def matroska_size(head: bytes) -> int:
     return position
 
 
-class Pictures:
-    """JPEG and PNG pictures, one behind the other in an open file (`PICTURE_HEADER`), shown at an even rate.
+class PicturePack:
+    """JPEG and PNG pictures, concatenated in an open file (`PICTURE_HEADER`), shown at `PICTURE_RATE`.
 
-    Decoded by Pillow: its JPEG decoder gives the pixels that OpenCV's gives, libav's does not.
+    Decoded by Pillow: its JPEG decoder produces the same pixels as OpenCV's, libav's does not.
     """
 
     codec = "pictures"
@@ -269,18 +273,18 @@ class Pictures:
     decoded = damaged = 0
     first_s, last_s = 0.0, 0.0
 
-    def __init__(self, file: int, *, count: int, rate: float, max_pixels: int) -> None:
+    def __init__(self, file: int, *, count: int, max_pixels: int) -> None:
         self.file: BinaryIO = os.fdopen(file, "rb", closefd=False)
-        self.frame_count, self.frame_s, self.max_pixels = count, 1 / rate, max_pixels
-        self.duration_s: float | None = count / rate
+        self.frame_count, self.frame_s, self.max_pixels = count, 1 / PICTURE_RATE, max_pixels
+        self.duration_s: float | None = count / PICTURE_RATE
 
     @staticmethod
     def prepare() -> None:
-        """Import what Pillow imports late, while files can still be opened."""
+        """Load Pillow's lazily imported plugins while files can still be opened."""
         from PIL import Image
 
         Image.preinit()
-        Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+        Image.MAX_IMAGE_PIXELS = None  # `check_pixels` enforces the limit
 
     def frames(self) -> Iterator[VideoFrame]:
         from PIL import Image
@@ -298,7 +302,7 @@ class Pictures:
             self.last_s = (self.decoded - 1) * self.frame_s
             yield frame
 
-    def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - from the first, then
+    def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - always from the first picture
         return self.frames()
 
     def packet_times(self) -> Iterator[float]:
@@ -314,6 +318,6 @@ class Pictures:
         return False
 
 
-def _with(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+def _prepend(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
     yield first
     yield from rest

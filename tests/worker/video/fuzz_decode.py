@@ -1,8 +1,8 @@
-"""Mutated videos through the real decoder: each decodes or is refused by name, in bounded time.
+"""Mutated videos through the real decoder: each one decodes or is refused with a `UvosError`, in bounded time.
 
     python -m tests.worker.video.fuzz_decode [COUNT] [SEED]
 
-prints what became of them; anything else than a `UvosError` ends it with the seed and the file's path.
+prints the number of files by outcome; any other exception ends it with the seed and the file's path.
 """
 
 import os
@@ -18,12 +18,13 @@ from typing import Any
 
 from tests.videos import make_scene, write_video
 from uvos.errors import UvosError
-from worker.video.decode import DecodeLimits, read_clip
+from worker.video.decode import FrameSize, read_clip
+from worker.video.request import DecodeLimits, DecodeRequest
 
 LIMITS = DecodeLimits(
     max_frames=200, max_pixels=2**21, max_duration_s=600, max_bytes=2**28, timeout_s=10, stall_s=2, memory_bytes=2**30
 )
-SLOWEST_S = 30.0  # the decoder's own limit, and room for a busy machine
+SLOWEST_S = 30.0  # the decoder's own limit, with a margin for a busy machine
 
 SEEDS: dict[str, dict[str, Any]] = {
     "a.mp4": {"audio": True},
@@ -99,15 +100,15 @@ def fuzz(work: Path, *, count: int, seed: int) -> Counter[str]:
     """Decode `count` mutated files.
 
     Returns:
-        How many were "Decoded" and how many ended as which `UvosError`.
+        The number of files by outcome: "Decoded", or the name of a `UvosError`.
 
     Raises:
-        AssertionError: one ended otherwise, or took longer than `SLOWEST_S`; its file stays in `work`.
+        AssertionError: a file raised another exception, or took longer than `SLOWEST_S`; it stays in `work`.
     """
     frames = make_scene(frames=6, size=(48, 64)).frames
     seeds = [write_video(work / name, frames, **options).read_bytes() for name, options in SEEDS.items()]
 
-    def one(number: int) -> str:
+    def decode(number: int) -> str:
         draw = random.Random(f"{seed} {number}")
         data = bytearray(seeds[number % len(seeds)])
         for mutate in draw.choices(MUTATIONS, k=draw.choice((1, 1, 2, 3))):
@@ -117,11 +118,11 @@ def fuzz(work: Path, *, count: int, seed: int) -> Counter[str]:
         path.write_bytes(data)
         began = time.monotonic()
         try:
-            decoded = read_clip(path, work=work, short_side=48, patch=8, limits=LIMITS)
+            decoded = read_clip(DecodeRequest(path, limits=LIMITS), FrameSize(48, 8), work=work)
             assert len(decoded.clip.frames) == decoded.info.frame_count
             outcome = "Decoded"
         except UvosError as error:
-            error.problem()  # what the client would read
+            error.problem()  # the client's message can be built
             outcome = type(error).__name__
         except Exception as error:
             raise AssertionError(f"{path} (seed {seed}, number {number})") from error
@@ -130,12 +131,12 @@ def fuzz(work: Path, *, count: int, seed: int) -> Counter[str]:
         return outcome
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return Counter(pool.map(one, range(count)))
+        return Counter(pool.map(decode, range(count)))
 
 
 if __name__ == "__main__":
     count, seed = (int(argument) for argument in (*sys.argv[1:], "1000", "0")[:2])
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     started = time.monotonic()
-    found = fuzz(folder, count=count, seed=seed)
-    print(f"{count} files in {time.monotonic() - started:.0f} s:", dict(found.most_common()))
+    outcomes = fuzz(folder, count=count, seed=seed)
+    print(f"{count} files in {time.monotonic() - started:.0f} s:", dict(outcomes.most_common()))

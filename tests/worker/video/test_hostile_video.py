@@ -1,4 +1,4 @@
-"""Files made to reach out: none opens a socket or another file, whatever its format asks for."""
+"""Files crafted to access the network or other files: none opens a socket or another file."""
 
 import socket
 import struct
@@ -14,14 +14,19 @@ from tests.videos import make_scene, write_video
 from tests.worker.video.fuzz_decode import fuzz
 from uvos.errors import UnreadableVideo, UvosError
 from worker.video import decode
-from worker.video.decode import DecodeLimits, read_clip
+from worker.video.decode import DecodedVideo, FrameSize, read_clip
+from worker.video.request import DecodeLimits, DecodeRequest
 
 LIMITS = DecodeLimits(timeout_s=20)
 ROOT = Path(decode.__file__).parents[2]
 
 
+def read(path: Path, work: Path) -> DecodedVideo:
+    return read_clip(DecodeRequest(path, limits=LIMITS), FrameSize(48, 8), work=work)
+
+
 class Trap:
-    """A server on loopback that counts who comes."""
+    """A server on loopback that counts connections."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -56,12 +61,12 @@ def trap() -> Iterator[Trap]:
 
 @pytest.fixture(scope="module")
 def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good video beside the file, which must not be read through it."""
+    """A valid video next to the file, which must not be read through it."""
     return write_video(tmp_path_factory.mktemp("bait") / "bait.mp4", make_scene(frames=3).frames)
 
 
 def playlists(target: str) -> dict[str, bytes]:
-    """Every text format that libav follows, pointing at `target`."""
+    """Every text format in which libav follows references, with a reference to `target`."""
     return {
         "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n".encode(),
         "hls master": f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{target}\n".encode(),
@@ -86,7 +91,7 @@ def test_no_playlist_reaches_a_server_or_a_file(name: str, trap: Trap, bait: Pat
     for target in (f"http://{trap.address}/x.ts", f"file:{bait}"):
         path.write_bytes(playlists(target)[name])
         with pytest.raises(UnreadableVideo):
-            read_clip(path, work=tmp_path, short_side=48, patch=8, limits=LIMITS)
+            read(path, tmp_path)
     assert trap.hits == 0
 
 
@@ -102,8 +107,8 @@ av.open("fd:", options={"fd": str(file), "protocol_whitelist": "fd,file,http,tcp
 
 
 @pytest.mark.parametrize("how", ["free", "confined"])
-def test_only_the_sandbox_holds_where_no_protocol_is_barred(how: str, trap: Trap, tmp_path: Path) -> None:
-    """The trap works: unconfined, and with every protocol allowed, the script reaches it."""
+def test_the_sandbox_blocks_connections_when_every_protocol_is_allowed(how: str, trap: Trap, tmp_path: Path) -> None:
+    """Without the sandbox the script reaches the trap: the trap works."""
     path = tmp_path / "upload"
     path.write_bytes(playlists(f"http://{trap.address}/x.ts")["concat"])
     code = [sys.executable, "-c", OPEN_WITH_ALL_PROTOCOLS, str(path), how]
@@ -113,7 +118,7 @@ def test_only_the_sandbox_holds_where_no_protocol_is_barred(how: str, trap: Trap
 
 
 def alias_record(path: str) -> bytes:
-    """An entry of QuickTime's data references that names another file: a classic Mac alias."""
+    """A data reference of QuickTime to another file: a classic Mac alias."""
     name = path.rpartition("/")[2].encode()
     head = b"\0" * 10 + bytes([4]) + b"disk".ljust(27, b"\0") + b"\0" * 12
     head += bytes([len(name)]) + name.ljust(63, b"\0") + b"\0" * 16 + struct.pack(">hh", 1, 1) + b"\0" * 16
@@ -124,7 +129,7 @@ def alias_record(path: str) -> bytes:
 
 
 def with_reference(movie: bytes, entry: bytes) -> bytes:
-    """The movie with its first data reference replaced, and the boxes around it as much longer (moov comes last)."""
+    """The movie with its first data reference replaced, and the enclosing boxes resized (moov comes last)."""
     at = movie.index(b"dref") + 12
     (old,) = struct.unpack_from(">I", movie, at)
     changed = bytearray(movie[:at] + entry + movie[at + old :])
@@ -144,15 +149,15 @@ def test_no_reference_in_a_movie_is_followed(kind: str, trap: Trap, bait: Path, 
         path = bait.with_name("upload")
         path.write_bytes(with_reference(movie, alias_record(target) if kind == "alias" else url))
         try:
-            decoded = read_clip(path, work=tmp_path, short_side=48, patch=8, limits=LIMITS)
+            decoded = read(path, tmp_path)
         except UvosError:
             continue
-        # Read, if at all, from the file itself: it lies about where its samples are.
+        # If it decodes, the samples came from the file itself.
         assert decoded.clip.frames.shape == (3, 48, 64, 3)
     assert trap.hits == 0
 
 
-def test_mutated_files_decode_or_are_refused_in_time(tmp_path: Path) -> None:
+def test_mutated_files_decode_or_are_refused_within_the_time_limit(tmp_path: Path) -> None:
     outcomes = fuzz(tmp_path, count=40, seed=1)
     assert sum(outcomes.values()) == 40
     assert outcomes["Decoded"] > 0

@@ -1,4 +1,4 @@
-"""What the sandbox forbids is tried for real, each in a process of its own."""
+"""Each restriction of the sandbox is tested in a real process."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ needs_seccomp = pytest.mark.skipif(
 
 
 def run(body: str, *arguments: str, confined: str = f"sandbox.confine({LIMITS})") -> subprocess.CompletedProcess[str]:
-    """Run Python code after the sandbox was entered; `tried(f)` tells how f ended."""
+    """Run Python code inside the sandbox; `tried(f)` returns the outcome of f."""
     prelude = f"""
 import ctypes, json, mmap, os, resource, signal, socket, sys, threading, time
 from worker.video import sandbox
@@ -38,7 +38,7 @@ def tried(action):
         return error.errno
     except MemoryError:
         return "memory"
-    except ValueError:  # how resource.setrlimit puts EPERM
+    except ValueError:  # raised by resource.setrlimit for EPERM
         return 1
 applied = {confined}
 """
@@ -77,7 +77,7 @@ def test_a_confined_process_cannot(what: str, tmp_path: Path) -> None:
 
 
 @needs_landlock
-def test_landlock_alone_keeps_files_closed(tmp_path: Path) -> None:
+def test_landlock_alone_blocks_files(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     confined = "(sandbox._prctl(sandbox.PR_SET_NO_NEW_PRIVS, 1), sandbox._landlock())"
@@ -91,14 +91,13 @@ print(json.dumps([
 
 
 @needs_seccomp
-def test_seccomp_alone_keeps_files_closed(tmp_path: Path) -> None:
+def test_seccomp_alone_blocks_files(tmp_path: Path) -> None:
     confined = "(sandbox._prctl(sandbox.PR_SET_NO_NEW_PRIVS, 1), sandbox._seccomp())"
     ended = run("print(tried(lambda: open(sys.argv[1])))", str(tmp_path), confined=confined)
     assert ended.stdout.strip() == str(errno.EPERM), ended.stderr
 
 
-def test_a_confined_process_still_does_its_work(tmp_path: Path) -> None:
-    """What it holds it may use; threads start; memory within the limit is given and returned."""
+def test_a_sandboxed_process_can_use_its_open_files_threads_and_memory(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     body = """
 seen = []
@@ -126,7 +125,7 @@ def test_processor_time_beyond_the_limit_ends_the_process() -> None:
     assert ended.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
 
 
-def test_a_file_beyond_the_limit_is_an_error_not_a_death(tmp_path: Path) -> None:
+def test_a_file_beyond_the_limit_is_an_error_and_does_not_kill(tmp_path: Path) -> None:
     body = """
 def fill():
     while os.write(spool, b'x' * 10**5): pass
@@ -136,7 +135,7 @@ print(tried(fill), os.fstat(spool).st_size)
     assert run(body, str(tmp_path / "spool"), confined=confined).stdout.split() == [str(errno.EFBIG), "1000000"]
 
 
-def test_limits_are_not_raised_above_what_the_system_allows() -> None:
+def test_limits_are_not_raised_above_the_hard_limits() -> None:
     body = """
 def fill():
     while True: last[0] = os.dup(1)
@@ -154,11 +153,11 @@ def test_a_process_whose_parent_is_gone_does_not_start() -> None:
     assert "the parent is gone" in run("", confined="sandbox.die_with(1)").stderr
 
 
-# --- the program of system calls, on every architecture, by running it
+# --- the seccomp program, interpreted for every architecture
 
 
 def verdict(program: bytes, architecture: int, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """What the kernel's interpreter would return for one system call (linux/filter.h)."""
+    """The result of the kernel's interpreter for one system call (linux/filter.h)."""
     padded = (*arguments, *(0,) * (6 - len(arguments)))
     data = struct.pack("=iIQ6Q", number, architecture, 0, *padded)
     instructions = list(struct.iter_unpack("HBBI", program))
@@ -182,12 +181,12 @@ def test_exactly_the_listed_system_calls_pass(machine: str, column: int) -> None
     architecture = sandbox.AUDIT_ARCHITECTURES[machine][1]
     passed = {n for n in range(1000) if verdict(program, architecture, n) == sandbox.SECCOMP_RET_ALLOW}
     listed = {call[column] for call in sandbox.ALLOWED_CALLS.values()}
-    # With no argument set, memory is not executable, and clone and newfstatat lack the flag that lets them pass.
+    # Without arguments memory is not executable, and clone and newfstatat lack the flag that allows them.
     assert passed == listed | {sandbox.MMAP[column], sandbox.MPROTECT[column]}
 
 
 @pytest.mark.parametrize(("machine", "column"), [("x86_64", 0), ("aarch64", 1)])
-def test_arguments_decide_where_a_call_is_both_needed_and_dangerous(machine: str, column: int) -> None:
+def test_calls_that_are_both_needed_and_dangerous_are_allowed_by_their_arguments(machine: str, column: int) -> None:
     program = sandbox.seccomp_program(machine)
     assert program is not None
     architecture = sandbox.AUDIT_ARCHITECTURES[machine][1]
@@ -195,7 +194,7 @@ def test_arguments_decide_where_a_call_is_both_needed_and_dangerous(machine: str
     def passes(call: tuple[int, int], *arguments: int) -> bool:
         return verdict(program, architecture, call[column], arguments) == sandbox.SECCOMP_RET_ALLOW
 
-    thread, process = 0x3D0F00, 17  # what pthread_create and fork ask for
+    thread, process = 0x3D0F00, 17  # flags of pthread_create and fork
     assert passes(sandbox.CLONE, thread)
     assert not passes(sandbox.CLONE, process)
     assert passes(sandbox.MMAP, 0, 4096, 3)
@@ -205,7 +204,7 @@ def test_arguments_decide_where_a_call_is_both_needed_and_dangerous(machine: str
     assert not passes(sandbox.NEWFSTATAT, 3, 0, 0, 0)
 
 
-def test_young_system_calls_are_unknown_so_that_libraries_fall_back() -> None:
+def test_new_system_calls_return_enosys_so_that_libraries_fall_back() -> None:
     program = sandbox.seccomp_program("x86_64")
     assert program is not None
     clone3, openat2 = 435, 437
