@@ -1,12 +1,12 @@
-"""Train `tiny`: a small ViT, without labels, on videos and generated scenes.
+"""Train `tiny`: a small ViT, without human labels, on videos and generated scenes.
 
-What is trained is what segments: the last layer's own queries and keys, and all before them.
+The loss acts on the queries and keys of the last layer, which are what the method compares.
 """
 
 import csv
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from worker.models.backbone import create_vit
-from worker.training.frame_store import Pack
+from worker.training.frame_store import FrameStore
 from worker.training.grouping import group_shares, grouping_loss
-from worker.training.pseudo_labels import Fate
+from worker.training.pseudo_labels import PseudoLabels
+from worker.training.run import SaveClock, TrainingRun, TrainingStopped, stop_on_sigterm
 from worker.training.samples import Samples
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ASKED = 256  # tokens of a sample whose attention is trained in one step: a quarter of those of two frames of 128x256
-MEMORY = 0.99  # of the running mean of the weights that is kept: the last steps are noisy at this batch size
+QUERIES_PER_STEP = 256  # query tokens of a sample in one step: a quarter of the tokens of two frames of 128x256
+MEAN_MOMENTUM = 0.99  # of the running mean of the weights: single steps are noisy at this batch size
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and on what.
+    """Length, batch and learning rate of a run.
 
     Attributes:
-        steps: Updates in all.
-        batch: Pairs of frames a step.
+        steps: Number of updates.
+        batch: Pairs of frames per step.
         size: (H, W) of a frame in pixels.
         rate: Highest learning rate.
-        warm_up: Steps until it is reached; then half a cosine down to a hundredth.
+        warm_up: Steps of linear warm-up; half a cosine down to a hundredth follows.
         decay: AdamW's weight decay.
-        seed: Of the start and of every sample.
+        seed: Of the initial weights and of every sample.
     """
 
     steps: int = 3000
@@ -57,7 +58,7 @@ class Schedule:
 
 
 def project(vit: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The last layer's queries and keys, with gradients; `worker.models.backbone` gives the same without.
+    """The last layer's queries and keys, with gradients; `Backbone.project` gives the same values without.
 
     Args:
         vit: timm's `VisionTransformer`.
@@ -79,12 +80,12 @@ def project(vit: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
     return parts[:, :, 0], parts[:, :, 1]
 
 
-def start_from_pictures(vit: Any, seed: int) -> None:
-    """Begin where patches are compared by colour, coarse structure and place instead of by chance.
+def initialize_from_image_statistics(vit: Any, seed: int) -> None:
+    """Initialize so that attention compares patches by colour, coarse structure and position.
 
-    The patch embedding is a cosine transform with its frequencies whitened, positions are sines, and the last
-    layer's q and k start equal, so that attention is a similarity (Trockman and Kolter, "Mimetic Initialization
-    of Self-Attention Layers", arXiv:2305.09828, for the latter). Not compared with a random start.
+    The patch embedding is a cosine transform with whitened frequencies, position embeddings are sines, and the
+    queries of each layer equal its keys, so that attention is a similarity (the last after Trockman and Kolter,
+    "Mimetic Initialization of Self-Attention Layers", arXiv:2305.09828). Not compared with a random initialization.
     """
     generator = torch.Generator().manual_seed(seed)
     dim, patch = vit.embed_dim, vit.patch_embed.patch_size[0]
@@ -119,105 +120,163 @@ def start_from_pictures(vit: Any, seed: int) -> None:
 
 
 def train_backbone(
-    pack: Pack,
-    fate: Fate,
+    store: FrameStore,
+    pseudo_labels: PseudoLabels,
     options: dict[str, Any],
     schedule: Schedule,
-    folder: Path,
+    run: TrainingRun,
     *,
     begin_with: dict[str, Tensor] | None = None,
-    save_every: int = 250,
-    workers: int = 1,
     device: str = "cpu",
-    on_step: Callable[[int, float], None] | None = None,
 ) -> Path:
-    """Train, or go on where `folder` left off.
+    """Train, or resume the run in `run.folder`.
 
     Args:
-        pack: Real frames.
-        fate: Their labels and cut-outs.
-        options: What timm's `VisionTransformer` is made with.
-        schedule: How long and on what.
-        folder: For `checkpoint.pt`, `loss.csv` and `weights.safetensors`.
-        begin_with: Weights to go on from; default: `start_from_pictures`.
-        save_every: Steps between checkpoints.
-        workers: Processes that make samples; 0: this one.
-        device: For the ViT.
-        on_step: Told the steps done and the loss.
+        store: Real frames.
+        pseudo_labels: Labels and cut-outs of these frames.
+        options: Options of timm's `VisionTransformer`.
+        schedule: Length, batch and rate.
+        run: Where and when to save; the folder receives `checkpoint.pt`, `loss.csv` and `weights.safetensors`.
+        begin_with: Initial weights; default: `initialize_from_image_statistics`.
+        device: Device of the ViT.
 
     Returns:
         The weights' file: the running mean, float16.
+
+    Raises:
+        ValueError: The folder holds a run with another schedule.
+        TrainingStopped: SIGTERM ended the run; the state was saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(schedule.seed)
-    vit: Any = create_vit("VisionTransformer", options).train().requires_grad_(True)
-    if begin_with is None:
-        start_from_pictures(vit, schedule.seed)
-    else:
-        vit.load_state_dict(begin_with)
-    vit.to(device)
-    mean = {name: value.detach().clone() for name, value in vit.state_dict().items()}
-    optimizer = torch.optim.AdamW(vit.parameters(), lr=schedule.rate, weight_decay=schedule.decay, betas=(0.9, 0.98))
-    step, seconds = 0, 0.0
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True, map_location=device)
-        if kept["schedule"] != _plain(schedule):
-            raise ValueError(f"{checkpoint} was made with another schedule: {kept['schedule']}")
-        vit.load_state_dict(kept["vit"])
-        optimizer.load_state_dict(kept["optimizer"])
-        mean, step, seconds = kept["mean"], kept["step"], kept["seconds"]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    training = _Training.begin(options, schedule, run, begin_with, device)
     samples = Samples(
-        pack,
-        fate,
+        store,
+        pseudo_labels,
         size=schedule.size,
         seed=schedule.seed,
-        start=step * schedule.batch,
-        count=(schedule.steps - step) * schedule.batch,
+        start=training.step * schedule.batch,
+        count=(schedule.steps - training.step) * schedule.batch,
     )
-    loader = DataLoader(samples, batch_size=schedule.batch, num_workers=workers)
-    patch = int(vit.patch_embed.patch_size[0])
-    chance = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-    began = time.monotonic() - seconds
-    with (folder / "loss.csv").open("a", newline="") as file:
+    loader = DataLoader(samples, batch_size=schedule.batch, num_workers=run.workers)
+    clock = SaveClock(run, schedule.steps)
+    with (run.folder / "loss.csv").open("a", newline="") as file, stop_on_sigterm(clock):
         losses = csv.writer(file)
-        if step == 0:
+        if training.step == 0:
             losses.writerow(["step", "loss", "seconds"])
-        for frames, labels, whole in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.rate_at(step)
-            with torch.autocast(device, torch.bfloat16):
-                queries, keys = project(vit, frames.flatten(0, 1).to(device))
-                queries, keys = (part.reshape(len(frames), -1, *part.shape[2:]) for part in (queries, keys))
-                shares = group_shares(labels.to(device), patch)
-                some = torch.randperm(shares.shape[1], generator=chance)[:ASKED]
-                loss = grouping_loss(queries[:, some], keys, shares[:, some], shares, whole.to(device))
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(vit.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            kept_share = min(MEMORY, step / (step + 10))
-            with torch.no_grad():
-                for name, value in vit.state_dict().items():
-                    mean[name].lerp_(value, 1 - kept_share)
-            losses.writerow([step, f"{loss.item():.5f}", f"{time.monotonic() - began:.1f}"])
-            if on_step is not None:
-                on_step(step, loss.item())
-            if step % save_every == 0 or step == schedule.steps:
+        for frames, labels, is_ground_whole in _until_stopped(loader, clock):
+            loss = training.take_step(frames, labels, is_ground_whole)
+            losses.writerow([training.step, f"{loss:.5f}", f"{training.elapsed_s:.1f}"])
+            run.on_step(training.step, loss)
+            if clock.is_due(training.step):
                 file.flush()
-                state = {
-                    "vit": vit.state_dict(),
-                    "mean": mean,
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "seconds": time.monotonic() - began,
-                    "schedule": _plain(schedule),
-                }
-                torch.save(state, folder / "checkpoint.new")
-                (folder / "checkpoint.new").replace(checkpoint)
-                _save_weights(folder / "weights.safetensors", mean, schedule, step)
-    return folder / "weights.safetensors"
+                training.save(run)
+        if training.step < schedule.steps:
+            training.save(run)
+            raise TrainingStopped(training.step)
+    return run.folder / "weights.safetensors"
+
+
+def _until_stopped(loader: "DataLoader[tuple[Tensor, Tensor, Tensor]]", clock: SaveClock) -> Iterator[list[Tensor]]:
+    """The batches of a loader until SIGTERM requests a stop.
+
+    A service manager signals all processes of a run, so the sample process may end first: that is a stop, too.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError:
+            if not clock.stop_requested:
+                raise
+            return
+        yield batch
+        if clock.stop_requested:
+            return
+
+
+class _Training:
+    """The ViT, its optimizer and the running mean of its weights."""
+
+    def __init__(self, vit: Any, schedule: Schedule, device: str) -> None:
+        self.vit = vit.to(device)
+        self.schedule = schedule
+        self.device = device
+        self.mean = {name: value.detach().clone() for name, value in vit.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            vit.parameters(), lr=schedule.rate, weight_decay=schedule.decay, betas=(0.9, 0.98)
+        )
+        self.step = 0
+        self._began = time.monotonic()
+
+    @classmethod
+    def begin(
+        cls,
+        options: dict[str, Any],
+        schedule: Schedule,
+        run: TrainingRun,
+        begin_with: dict[str, Tensor] | None,
+        device: str,
+    ) -> "_Training":
+        """A new run, or the one that the folder holds."""
+        torch.manual_seed(schedule.seed)
+        vit: Any = create_vit("VisionTransformer", options).train().requires_grad_(True)
+        if begin_with is None:
+            initialize_from_image_statistics(vit, schedule.seed)
+        else:
+            vit.load_state_dict(begin_with)
+        training = cls(vit, schedule, device)
+        state = run.load(_plain(schedule), device)
+        if state is not None:
+            training.vit.load_state_dict(state["vit"])
+            training.optimizer.load_state_dict(state["optimizer"])
+            training.mean, training.step = state["mean"], state["step"]
+            training._began -= state["seconds"]
+        return training
+
+    @property
+    def elapsed_s(self) -> float:
+        """Training time, earlier parts of a resumed run included."""
+        return time.monotonic() - self._began
+
+    def take_step(self, frames: Tensor, labels: Tensor, is_ground_whole: Tensor) -> float:
+        """One update; the loss before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate_at(self.step)
+        patch = int(self.vit.patch_embed.patch_size[0])
+        # The choice depends on the step alone, so that a resumed run repeats it.
+        generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        with torch.autocast(self.device, torch.bfloat16):
+            queries, keys = project(self.vit, frames.flatten(0, 1).to(self.device))
+            queries, keys = (part.reshape(len(frames), -1, *part.shape[2:]) for part in (queries, keys))
+            shares = group_shares(labels.to(self.device), patch)
+            chosen = torch.randperm(shares.shape[1], generator=generator)[:QUERIES_PER_STEP]
+            loss = grouping_loss(queries[:, chosen], keys, shares[:, chosen], shares, is_ground_whole.to(self.device))
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.vit.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        momentum = min(MEAN_MOMENTUM, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, value in self.vit.state_dict().items():
+                self.mean[name].lerp_(value, 1 - momentum)
+        return float(loss.item())
+
+    def save(self, run: TrainingRun) -> None:
+        """Write the checkpoint and the weights so far."""
+        run.save(
+            {
+                "vit": self.vit.state_dict(),
+                "mean": self.mean,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "seconds": self.elapsed_s,
+                "schedule": _plain(self.schedule),
+            }
+        )
+        _save_weights(run.folder / "weights.safetensors", self.mean, self.schedule, self.step)
 
 
 def _plain(schedule: Schedule) -> dict[str, Any]:
@@ -231,7 +290,7 @@ def _save_weights(path: Path, mean: dict[str, Tensor], schedule: Schedule, step:
 
 
 def _sines(like: Tensor, first: int, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Positions as sines of growing frequency in the channels from `first` on; nothing in the others."""
+    """Position embeddings: sines of rising frequency in the channels from `first` on, zeros in the others."""
     positions = torch.zeros_like(like)
     channels = like.shape[-1] - first
     waves = channels // 4

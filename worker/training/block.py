@@ -1,4 +1,4 @@
-"""Train a spatio-temporal block behind a frozen backbone, as the paper does; torch, timm and NumPy alone.
+"""Train a spatio-temporal block behind a frozen backbone, as the paper does; needs only torch, timm and NumPy.
 
 Source: sections 3.2 to 3.4 of Ding et al., "Betrayed by Attention" (arXiv:2311.17893): semantic consistency,
 dynamic motion consistency and its entropy normalisation.
@@ -7,7 +7,6 @@ dynamic motion consistency and its entropy normalisation.
 import csv
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,30 +18,31 @@ from torch import Tensor, nn
 
 from worker.models.backbone import Backbone
 from worker.models.weights import BlockWeights, write_block
-from worker.training.deterministic import repeatable
-from worker.training.frame_store import Pack
+from worker.training.deterministic import deterministic
+from worker.training.frame_store import FrameStore
+from worker.training.run import SaveClock, TrainingRun, TrainingStopped, stop_on_sigterm
 
-NORM_EPS = 1e-5  # of the released block; segmenting reads it from the exported file
+NORM_EPS = 1e-5  # as in the released block; the exported file states it
 ATTENTION_DROPOUT = 0.4
 
-POSITIONS = 8  # sampled in each frame
-NEAREST, FARTHEST = 30, 200  # tokens of each frame, by attention, whose features are pulled and pushed
-ALIKE, UNLIKE = 0.9, 0.1  # cosines beyond which neither is done any more
-SAME_MOTION, OTHER_MOTION = 10, 50  # tokens of the query's own frame whose attention is compared
+QUERIES_PER_FRAME = 8
+NEAREST, FARTHEST = 30, 200  # tokens per frame with most and least attention, attracted and repelled
+POSITIVE_COSINE, NEGATIVE_COSINE = 0.9, 0.1  # the loss is zero beyond them
+SAME_MOTION, OTHER_MOTION = 10, 50  # tokens of the query's frame whose attention maps are compared with its own
 MARGIN = 1.0  # nats
 
 
 @dataclass(frozen=True)
 class BlockSchedule:
-    """How long and on what.
+    """Length, batch and learning rate of a run.
 
     Attributes:
-        steps: Updates in all.
-        batch: Clips a step and process.
-        clip_frames: Frames of a clip.
-        gap: Frames from one to the next.
-        rate: AdamW's learning rate; a cosine brings it to 0.
-        seed: Of the start, the clips and the dropout.
+        steps: Number of updates.
+        batch: Clips per step and process.
+        clip_frames: Frames per clip.
+        gap: Distance between two of them, in frames of the store.
+        rate: Initial learning rate of AdamW; decays to 0 along a cosine.
+        seed: Of the initial weights, the clips and the dropout.
     """
 
     steps: int = 20_000
@@ -56,8 +56,8 @@ class BlockSchedule:
         return self.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-class _Named(nn.Module):
-    """Linear layers under a common name."""
+class _LinearLayers(nn.Module):
+    """Linear layers in one namespace, so that parameter names equal those of the released code."""
 
     def __init__(self, **layers: nn.Linear) -> None:
         super().__init__()
@@ -71,20 +71,20 @@ class _Named(nn.Module):
 
 
 class SpatioTemporalBlock(nn.Module):
-    """One transformer block whose tokens see those of every frame; named as in the released code.
+    """One transformer block that attends over all frames; parameter names as in the released code.
 
     Args:
         dim: D.
-        heads: Of its attention.
+        heads: Attention heads.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = _Named(qkv=nn.Linear(dim, 3 * dim, bias=False), proj=nn.Linear(dim, dim))
+        self.attn = _LinearLayers(qkv=nn.Linear(dim, 3 * dim, bias=False), proj=nn.Linear(dim, dim))
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = _Named(fc1=nn.Linear(dim, 4 * dim), fc2=nn.Linear(4 * dim, dim))
+        self.mlp = _LinearLayers(fc1=nn.Linear(dim, 4 * dim), fc2=nn.Linear(4 * dim, dim))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -95,7 +95,7 @@ class SpatioTemporalBlock(nn.Module):
         """Features and attention.
 
         Args:
-            tokens: Of all frames, class tokens included, shape (B, M, D).
+            tokens: Tokens of all frames, class tokens included, shape (B, M, D).
 
         Returns:
             Features, shape (B, M, D), and attention maps before dropout, mean over heads, shape (B, M, M).
@@ -111,7 +111,7 @@ class SpatioTemporalBlock(nn.Module):
         return tokens + self.mlp.linear("fc2")(hidden), attention.mean(1)
 
     def weights(self, backbone: Backbone, model: str) -> BlockWeights:
-        """What segmenting needs of it."""
+        """The parameters that segmentation needs."""
         return BlockWeights(
             self.norm1.weight.detach(),
             self.norm1.bias.detach(),
@@ -123,40 +123,40 @@ class SpatioTemporalBlock(nn.Module):
         )
 
 
-def semantic_consistency(features: Tensor, attention: Tensor, asking: Tensor) -> Tensor:
-    """Features of the tokens that a query attends to most are pulled to its own, those it attends to least pushed off.
+def semantic_consistency(features: Tensor, attention: Tensor, queries: Tensor) -> Tensor:
+    """Semantic consistency: attract the features a query attends to most, repel those it attends to least.
 
     loss = mean max(0, 0.9 - cos(f_q, f_near)) + mean max(0, cos(f_q, f_far) - 0.1), with the 30 nearest and the
-    200 farthest tokens by attention in every frame. Attention only chooses; gradients go through the features.
+    200 farthest tokens by attention in every frame. Gradients flow through the features, not the attention.
 
     Args:
         features: The block's output without class tokens, shape (B, T, N, D).
-        attention: Of sampled queries, without class tokens, shape (B, Q, T, N).
-        asking: Index of each query in T*N, shape (Q,).
+        attention: Attention of the sampled queries, without class tokens, shape (B, Q, T, N).
+        queries: Index of each query in T*N, shape (Q,).
 
     Returns:
         A scalar.
     """
     unit = F.normalize(features, dim=-1)
-    own = unit.flatten(1, 2)[:, asking]  # (B, Q, D)
+    own = unit.flatten(1, 2)[:, queries]  # (B, Q, D)
     cosine = torch.einsum("bqd,btnd->bqtn", own, unit)
     order = attention.argsort(-1, descending=True)
     count = attention.shape[-1]
     near = cosine.gather(-1, order[..., : min(NEAREST, count // 2)])
     far = cosine.gather(-1, order[..., max(count - FARTHEST, count // 2) :])
-    return F.relu(ALIKE - near).mean() + F.relu(far - UNLIKE).mean()
+    return F.relu(POSITIVE_COSINE - near).mean() + F.relu(far - NEGATIVE_COSINE).mean()
 
 
-def motion_consistency(attention: Tensor, asking: Tensor, frames: int) -> Tensor:
-    """What a query attends to in its own frame attends over time as the query does; what it ignores does not.
+def motion_consistency(attention: Tensor, queries: Tensor, frames: int) -> Tensor:
+    """Dynamic motion consistency: tokens a query attends to in its frame have attention maps like the query's.
 
     loss = sum_q w_q mean max(0, 1 + H(a_q, a_near) - H(a_q, a_far)), H the cross-entropy in nats, a_q detached, over
-    the 10 most and 50 least attended tokens of the query's frame; w = softmax over queries of -H(a_q, a_q), so that
-    queries that know where they look count most (the entropy normalisation).
+    the 10 most and 50 least attended tokens of the query's frame; w = softmax over queries of -H(a_q, a_q), which
+    gives queries with low attention entropy the largest weight (the entropy normalisation).
 
     Args:
-        attention: Of all tokens, without class tokens, renormalised, shape (B, T*N, T*N).
-        asking: Index of each query in T*N, shape (Q,).
+        attention: Attention of all tokens, without class tokens, renormalised, shape (B, T*N, T*N).
+        queries: Index of each query in T*N, shape (Q,).
         frames: T.
 
     Returns:
@@ -164,10 +164,9 @@ def motion_consistency(attention: Tensor, asking: Tensor, frames: int) -> Tensor
     """
     batch, count, _ = attention.shape
     per_frame = count // frames
-    asked = attention[:, asking]  # (B, Q, T*N)
-    target = asked.detach()
-    frame = torch.div(asking, per_frame, rounding_mode="floor")
-    in_frame = frame[:, None] * per_frame + torch.arange(per_frame, device=asking.device)  # (Q, N): its own frame
+    target = attention[:, queries].detach()  # (B, Q, T*N)
+    frame = torch.div(queries, per_frame, rounding_mode="floor")
+    in_frame = frame[:, None] * per_frame + torch.arange(per_frame, device=queries.device)  # (Q, N)
     own = target.gather(-1, in_frame[None].expand(batch, -1, -1))
     order = own.argsort(-1, descending=True) + frame[None, :, None] * per_frame
     near, far = (
@@ -182,92 +181,116 @@ def motion_consistency(attention: Tensor, asking: Tensor, frames: int) -> Tensor
     return (weight * F.relu(MARGIN + same - other)).sum(-1).mean()
 
 
-def train_block(
-    pack: Pack,
-    backbone: Backbone,
-    model: str,
-    schedule: BlockSchedule,
-    folder: Path,
-    *,
-    save_every: int = 500,
-    stop_at: int | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-) -> Path:
-    """Train, or go on where `folder` left off; under torchrun, one process a GPU shares the work.
+def train_block(store: FrameStore, backbone: Backbone, model: str, schedule: BlockSchedule, run: TrainingRun) -> Path:
+    """Train, or resume the run in `run.folder`; under torchrun, one process per GPU shares the work.
 
     Args:
-        pack: Frames at the resolution to train at (the paper's is 192x384).
-        backbone: Frozen, on its device; the block goes there too.
-        model: Its name in the registry, for the exported file.
-        schedule: How long and on what.
-        folder: For `checkpoint.pt`, `loss.csv` and `block.safetensors`.
-        save_every: Steps between checkpoints.
-        stop_at: Leave before the schedule ends, at this step, with a checkpoint.
-        on_step: Told the steps done and the loss.
+        store: Frames at the training resolution (the paper's is 192x384).
+        backbone: Frozen, on its device; the block is trained on the same device.
+        model: Registry name of the backbone, written into the exported file.
+        schedule: Length, batch and rate.
+        run: Where and when to save; the folder receives `checkpoint.pt`, `loss.csv` and `block.safetensors`.
 
     Returns:
-        The file with what segmenting needs: norm1, and the rows of q and k.
+        The file with what segmentation needs: norm1 and the q and k rows.
+
+    Raises:
+        ValueError: The folder holds a run with another schedule, or no clip is long enough.
+        TrainingStopped: SIGTERM ended the run; the state was saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = backbone.device
-    torch.manual_seed(schedule.seed)
-    block = SpatioTemporalBlock(backbone.dim, backbone.last.heads).to(device).train()
-    classes = nn.Parameter(torch.zeros(1, schedule.clip_frames, 1, backbone.dim, device=device))
-    nn.init.trunc_normal_(classes, std=0.02)
-    parameters = [*block.parameters(), classes]
-    optimizer = torch.optim.AdamW(parameters, lr=schedule.rate)
-    step, seconds = 0, 0.0
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True, map_location=device)
-        if kept["schedule"] != asdict(schedule):
-            raise ValueError(f"{checkpoint} was made with another schedule: {kept['schedule']}")
-        block.load_state_dict(kept["block"])
-        classes.data.copy_(kept["classes"])
-        optimizer.load_state_dict(kept["optimizer"])
-        step, seconds = kept["step"], kept["seconds"]
-    began = time.monotonic() - seconds
-    last = min(schedule.steps, stop_at or schedule.steps)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    training = _Training.begin(backbone, schedule, run)
+    last_step = min(schedule.steps, run.stop_at or schedule.steps)
+    clock = SaveClock(run, last_step)
     rows: list[tuple[int, float, float, float]] = []
-    while step < last:
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        # Everything random of a step comes from its number: that is what makes resuming exact.
-        torch.manual_seed((schedule.seed * world + rank) * 1_000_003 + step)
-        rng = np.random.default_rng((schedule.seed, rank, step))
-        tokens = _tokens(_clips(pack, schedule, rng).to(device), backbone)  # (B, T, N, D)
+    with stop_on_sigterm(clock):
+        while training.step < last_step:
+            semantic, motion = training.take_step(store, backbone)
+            rows.append((training.step, semantic, motion, training.elapsed_s))
+            run.on_step(training.step, semantic + motion)
+            if rank != 0:  # the first process saves; the others end with it
+                continue
+            if clock.is_due(training.step):
+                _append_losses(run.folder / "loss.csv", rows)
+                rows = []
+                training.save(run, backbone, model)
+            if clock.stop_requested:
+                raise TrainingStopped(training.step)
+    return run.folder / "block.safetensors"
+
+
+class _Training:
+    """The block, the class tokens trained with it, and their optimizer."""
+
+    def __init__(self, backbone: Backbone, schedule: BlockSchedule) -> None:
+        device = backbone.device
+        self.schedule = schedule
+        self.block = SpatioTemporalBlock(backbone.dim, backbone.last.heads).to(device).train()
+        self.classes = nn.Parameter(torch.zeros(1, schedule.clip_frames, 1, backbone.dim, device=device))
+        nn.init.trunc_normal_(self.classes, std=0.02)
+        self.parameters = [*self.block.parameters(), self.classes]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=schedule.rate)
+        self.step = 0
+        self._began = time.monotonic()
+
+    @classmethod
+    def begin(cls, backbone: Backbone, schedule: BlockSchedule, run: TrainingRun) -> "_Training":
+        """A new run, or the one that the folder holds."""
+        torch.manual_seed(schedule.seed)
+        training = cls(backbone, schedule)
+        state = run.load(asdict(schedule), backbone.device)
+        if state is not None:
+            training.block.load_state_dict(state["block"])
+            training.classes.data.copy_(state["classes"])
+            training.optimizer.load_state_dict(state["optimizer"])
+            training.step = state["step"]
+            training._began -= state["seconds"]
+        return training
+
+    @property
+    def elapsed_s(self) -> float:
+        """Training time, earlier parts of a resumed run included."""
+        return time.monotonic() - self._began
+
+    def take_step(self, store: FrameStore, backbone: Backbone) -> tuple[float, float]:
+        """One update; both losses before it."""
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        device = backbone.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate_at(self.step)
+        # All random numbers of a step derive from its number, so that resuming is exact.
+        torch.manual_seed((self.schedule.seed * world + rank) * 1_000_003 + self.step)
+        rng = np.random.default_rng((self.schedule.seed, rank, self.step))
+        tokens = _tokens(_clips(store, self.schedule, rng).to(device), backbone)  # (B, T, N, D)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            semantic, dynamic = _losses(block, tokens, classes)
-        optimizer.zero_grad()
-        with repeatable(device):
-            torch.autograd.backward(semantic + dynamic)
+            semantic, motion = _losses(self.block, tokens, self.classes)
+        self.optimizer.zero_grad()
+        with deterministic(device):
+            torch.autograd.backward(semantic + motion)
         if world > 1:
-            for parameter in parameters:
+            for parameter in self.parameters:
                 assert parameter.grad is not None
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world
-        optimizer.step()
-        step += 1
-        rows.append((step, semantic.item(), dynamic.item(), time.monotonic() - began))
-        if on_step is not None:
-            on_step(step, rows[-1][1] + rows[-1][2])
-        if rank == 0 and (step % save_every == 0 or step == last):
-            _write_losses(folder / "loss.csv", rows)
-            rows = []
-            state = {
-                "block": block.state_dict(),
-                "classes": classes.detach(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "seconds": time.monotonic() - began,
-                "schedule": asdict(schedule),
+        self.optimizer.step()
+        self.step += 1
+        return float(semantic.item()), float(motion.item())
+
+    def save(self, run: TrainingRun, backbone: Backbone, model: str) -> None:
+        """Write the checkpoint and the block so far."""
+        run.save(
+            {
+                "block": self.block.state_dict(),
+                "classes": self.classes.detach(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "seconds": self.elapsed_s,
+                "schedule": asdict(self.schedule),
             }
-            torch.save(state, folder / "checkpoint.new")
-            (folder / "checkpoint.new").replace(checkpoint)
-            head = {"steps": str(step), "seed": str(schedule.seed)}
-            write_block(folder / "block.safetensors", block.weights(backbone, model), **head)
-    return folder / "block.safetensors"
+        )
+        metadata = {"steps": str(self.step), "seed": str(self.schedule.seed)}
+        write_block(run.folder / "block.safetensors", self.block.weights(backbone, model), **metadata)
 
 
 def _losses(block: SpatioTemporalBlock, tokens: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,41 +302,41 @@ def _losses(block: SpatioTemporalBlock, tokens: Tensor, classes: Tensor) -> tupl
     attention = attention.float().reshape(batch, frames, 1 + count, frames, 1 + count)[:, :, 1:, :, 1:]
     attention = attention.reshape(batch, frames * count, frames * count)
     attention = attention / attention.sum(-1, keepdim=True)
-    places = torch.randint(count, (frames, POSITIONS), device=tokens.device)
-    asking = (places + count * torch.arange(frames, device=tokens.device)[:, None]).flatten()
-    asked = attention[:, asking].detach().reshape(batch, len(asking), frames, count)
-    return semantic_consistency(features, asked, asking), motion_consistency(attention, asking, frames)
+    positions = torch.randint(count, (frames, QUERIES_PER_FRAME), device=tokens.device)
+    queries = (positions + count * torch.arange(frames, device=tokens.device)[:, None]).flatten()
+    sampled = attention[:, queries].detach().reshape(batch, len(queries), frames, count)
+    return semantic_consistency(features, sampled, queries), motion_consistency(attention, queries, frames)
 
 
 def _rows(matrix: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, M, M) at (B, Q, R): (B, Q, R, M)."""
+    """Rows of a matrix (B, M, M) at indices (B, Q, R); shape (B, Q, R, M)."""
     batch = torch.arange(len(matrix), device=matrix.device)[:, None, None]
     return matrix[batch, index]
 
 
 def _tokens(frames: Tensor, backbone: Backbone) -> Tensor:
     batch, count = frames.shape[:2]
-    tokens = backbone.patch_tokens(_looked_at_otherwise(frames.flatten(0, 1)))
+    tokens = backbone.patch_tokens(_augmented(frames.flatten(0, 1)))
     return tokens.reshape(batch, count, *tokens.shape[1:])
 
 
-def _clips(pack: Pack, schedule: BlockSchedule, rng: np.random.Generator) -> Tensor:
-    """Random clips, uint8, shape (B, T, H, W, 3), mirrored now and then."""
+def _clips(store: FrameStore, schedule: BlockSchedule, rng: np.random.Generator) -> Tensor:
+    """Random clips, half of them mirrored, uint8, shape (B, T, H, W, 3)."""
     span = (schedule.clip_frames - 1) * schedule.gap
-    long_enough = [clip for clip in pack.clips if len(clip) > span]
+    long_enough = [clip for clip in store.clips if len(clip) > span]
     if not long_enough:
         raise ValueError(f"no clip has the {span + 1} frames that training needs")
     starts = [len(clip) - span for clip in long_enough]
     clips = []
-    for which in rng.choice(len(long_enough), schedule.batch, p=np.array(starts) / sum(starts)):
-        first = long_enough[which].start + int(rng.integers(starts[which]))
-        clip = torch.from_numpy(np.array(pack.frames[first : first + span + 1 : schedule.gap]))
+    for clip_index in rng.choice(len(long_enough), schedule.batch, p=np.array(starts) / sum(starts)):
+        first = long_enough[clip_index].start + int(rng.integers(starts[clip_index]))
+        clip = torch.from_numpy(np.array(store.frames[first : first + span + 1 : schedule.gap]))
         clips.append(clip.flip(2) if rng.random() < 0.5 else clip)
     return torch.stack(clips)
 
 
-def _looked_at_otherwise(frames: Tensor) -> Tensor:
-    """Colours shifted, taken away or blurred, the same for all frames of a batch; uint8 in and out."""
+def _augmented(frames: Tensor) -> Tensor:
+    """Colour jitter, random greyscale and blur, the same for all frames of a batch; uint8 in and out."""
     pixels = frames.float()
     gain = 0.6 + 0.8 * torch.rand(3, device=frames.device)  # brightness, contrast, saturation
     pixels = pixels * gain[0]
@@ -326,13 +349,13 @@ def _looked_at_otherwise(frames: Tensor) -> Tensor:
         reach = torch.arange(-4, 5, device=frames.device)
         kernel = torch.exp(-(reach**2) / (2 * sigma**2))
         kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-        moved = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4), mode="reflect")
-        moved = F.conv2d(F.conv2d(moved, kernel, groups=3), kernel.transpose(2, 3), groups=3)
-        pixels = moved.permute(0, 2, 3, 1)
+        blurred = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4), mode="reflect")
+        blurred = F.conv2d(F.conv2d(blurred, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+        pixels = blurred.permute(0, 2, 3, 1)
     return pixels.clamp(0, 255).to(torch.uint8)
 
 
-def _write_losses(path: Path, rows: list[tuple[int, float, float, float]]) -> None:
+def _append_losses(path: Path, rows: list[tuple[int, float, float, float]]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Loss curves as a picture."""
+"""Draw loss curves as a PNG."""
 
 import csv
 from pathlib import Path
@@ -13,20 +13,20 @@ COLOURS = ((180, 90, 20), (30, 120, 220), (60, 160, 60))  # BGR
 
 
 def draw_curves(losses: Path, picture: Path) -> None:
-    """Draw the columns of a loss.csv over its steps: thin as they are, thick their running mean.
+    """Plot the columns of a loss.csv over its steps: thin lines the values, thick lines their running mean.
 
     Args:
         losses: Columns step, one loss or more, seconds.
         picture: The PNG to write.
 
     Raises:
-        ValueError: there are fewer than two steps.
+        ValueError: There are fewer than two steps.
     """
     with losses.open(newline="") as file:
         head, *rows = list(csv.reader(file))
     values = np.array(rows, float)
     if len(values) < 2:
-        raise ValueError(f"{losses} holds {len(values)} steps, too few for a curve")
+        raise ValueError(f"{losses} holds {len(values)} steps; a curve needs at least 2")
     steps, curves = values[:, 0], values[:, 1:-1]
     low, high = float(curves.min()), float(np.quantile(curves, 0.995)) + 1e-9
     canvas = np.full((*SIZE, 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""Gradients that come out the same each time, so that a training that was interrupted resumes exactly."""
+"""Deterministic gradients, so that an interrupted training run resumes exactly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ import torch
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """On a CPU, add gradients in a fixed order: by default threads add those of an indexed tensor as they come.
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, sum gradients in a fixed order: by default threads add those of an indexed tensor in any order.
 
-    On a GPU some of the operations have no such order; there a resumed training is equal up to rounding.
+    On a GPU some operations have no deterministic variant; a resumed run is equal up to rounding there.
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(before or device.type == "cpu")

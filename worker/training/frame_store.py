@@ -1,7 +1,7 @@
-"""Videos -> one file of frames that training reads at random, by NumPy alone.
+"""Decode videos into one file of frames with random access by NumPy alone.
 
-The file is two NumPy arrays one after the other: `starts` (index of each clip's first frame) and `frames`
-(n, H, W, 3) uint8. The frames are mapped, not read.
+The file holds two NumPy arrays in sequence: `starts` (index of each clip's first frame) and `frames`
+(n, H, W, 3) uint8. The frames are memory-mapped.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Pack:
+class FrameStore:
     """Clips of frames of one size.
 
     Attributes:
@@ -37,23 +37,23 @@ class Pack:
         return [range(int(start), int(stop)) for start, stop in zip(self.starts, stops, strict=True)]
 
 
-def read_pack(path: Path) -> Pack:
-    """Map a file of frames.
+def read_store(path: Path) -> FrameStore:
+    """Memory-map a file of frames.
 
     Raises:
-        ValueError: the file is no pack.
+        ValueError: The file is not a frame store.
     """
     with path.open("rb") as file:
         starts = np.lib.format.read_array(file)
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
-            raise ValueError(f"{path} is no file of frames made by `uvos-worker train pack`")
+            raise ValueError(f"{path} is not a frame store; make one with `uvos-worker train frames`")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        at = file.tell()
-    return Pack(starts, np.memmap(path, dtype, "r", at, shape))
+        offset = file.tell()
+    return FrameStore(starts, np.memmap(path, dtype, "r", offset, shape))
 
 
-def write_pack(path: Path, clips: list[NDArray[np.uint8]]) -> None:
+def write_store(path: Path, clips: list[NDArray[np.uint8]]) -> None:
     """Write clips, each (n, H, W, 3) of the same (H, W), to one file."""
     starts = np.cumsum([0, *(len(clip) for clip in clips[:-1])]).astype(np.int64)
     with path.open("wb") as file:
@@ -64,7 +64,7 @@ def write_pack(path: Path, clips: list[NDArray[np.uint8]]) -> None:
             file.write(np.ascontiguousarray(clip).tobytes())
 
 
-def pack_videos(
+def store_videos(
     videos: list[Path],
     path: Path,
     *,
@@ -73,15 +73,15 @@ def pack_videos(
     most_frames: int,
     on_video: Callable[[Path, int], None] | None = None,
 ) -> None:
-    """Decode videos, fill (H, W) with each frame's middle, and write them to one file.
+    """Decode videos, scale and crop each frame to (H, W) around its centre, and write them to one file.
 
     Args:
-        videos: Files that PyAV decodes.
+        videos: Files in formats that PyAV decodes.
         path: The file to write.
         size: (H, W) in pixels.
-        fps: At most this many frames a second are kept.
-        most_frames: At most this many frames of a video, from its beginning.
-        on_video: Told each video and how many frames it gave.
+        fps: Frames kept per second, at most.
+        most_frames: Frames kept per video, from its beginning, at most.
+        on_video: Called with each video and the number of its frames.
     """
     clips = []
     for video in videos:
@@ -90,17 +90,17 @@ def pack_videos(
             on_video(video, len(frames))
         if frames:
             clips.append(np.stack(frames))
-    write_pack(path, clips)
+    write_store(path, clips)
 
 
 def _frames(video: Path, size: tuple[int, int], fps: float, most_frames: int) -> Iterator[NDArray[np.uint8]]:
-    import av  # not at the head: a GPU machine reads packs without it
+    import av  # imported here: a GPU machine reads frame stores without it
     import cv2
 
     with av.open(str(video), options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        due, given = 0.0, 0
+        due, count = 0.0, 0
         for frame in container.decode(stream):
             if frame.time is not None and frame.time + 1e-6 < due:
                 continue
@@ -110,6 +110,6 @@ def _frames(video: Path, size: tuple[int, int], fps: float, most_frames: int) ->
             picture = cv2.resize(frame.to_ndarray(format="rgb24"), (width, height), interpolation=cv2.INTER_AREA)
             top, left = (height - size[0]) // 2, (width - size[1]) // 2
             yield picture[top : top + size[0], left : left + size[1]]
-            given += 1
-            if given == most_frames:
+            count += 1
+            if count == most_frames:
                 return

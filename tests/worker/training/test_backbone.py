@@ -1,6 +1,11 @@
-"""Training `tiny`: the loss falls, resuming is exact, what is written loads as a model."""
+"""Training `tiny`: the loss falls, resuming is exact, the file written loads as a model."""
 
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,47 +13,69 @@ import torch
 
 from worker.models.backbone import Backbone, create_vit
 from worker.models.weights import Preprocessing, load_into, read_weights
-from worker.training.backbone import Schedule, project, start_from_pictures, train_backbone
-from worker.training.frame_store import Pack
+from worker.training.backbone import Schedule, initialize_from_image_statistics, project, train_backbone
+from worker.training.frame_store import FrameStore
 from worker.training.grouping import group_shares, grouping_loss
-from worker.training.pseudo_labels import Fate
+from worker.training.pseudo_labels import PseudoLabels
+from worker.training.run import TrainingRun, TrainingStopped
 from worker.training.samples import Samples
 
 OPTIONS = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
-SCHEDULE = Schedule(steps=6, batch=2, size=(32, 64), warm_up=2)
 
 
 @pytest.fixture
-def fate(pack: Pack) -> Fate:
-    labels = np.zeros((4, *pack.frames.shape[1:3]), np.uint8)
+def pseudo_labels(store: FrameStore) -> PseudoLabels:
+    labels = np.zeros((4, *store.frames.shape[1:3]), np.uint8)
     labels[:, 16:40, 32:64] = 1
-    return Fate(np.array([0, 3, 7, 10]), labels, [])
+    return PseudoLabels(np.array([0, 3, 7, 10]), labels, [])
 
 
-def test_training_resumes_exactly(pack: Pack, fate: Fate, tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
+class Interrupted(Exception):
+    pass
 
-    def stop(step: int, _loss: float) -> None:
-        if step == 5:
-            raise Stopped
 
-    whole = train_backbone(pack, fate, OPTIONS, SCHEDULE, tmp_path / "whole", save_every=3, workers=0)
-    with pytest.raises(Stopped):
-        train_backbone(pack, fate, OPTIONS, SCHEDULE, tmp_path / "parts", save_every=3, workers=0, on_step=stop)
-    parts = train_backbone(pack, fate, OPTIONS, SCHEDULE, tmp_path / "parts", save_every=3, workers=0)
-    one, other = read_weights(whole).vit, read_weights(parts).vit
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def interrupt_at(last_step: int) -> Callable[[int, float], None]:
+    def on_step(step: int, _loss: float) -> None:
+        if step == last_step:
+            raise Interrupted
+
+    return on_step
+
+
+def run(folder: Path, **options: Any) -> TrainingRun:
+    return TrainingRun(folder, workers=0, **{"save_every": 3, **options})
+
+
+def test_training_resumes_exactly(store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path) -> None:
+    """Also where a step draws some of its query tokens at random: a sample has 1,024, a step takes 256."""
+    schedule = Schedule(steps=6, batch=1, size=(64, 128), warm_up=2)
+    options = OPTIONS | {"patch_size": 4}
+    whole = train_backbone(store, pseudo_labels, options, schedule, run(tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        train_backbone(store, pseudo_labels, options, schedule, run(tmp_path / "parts", on_step=interrupt_at(5)))
+    resumed: list[int] = []
+    parts = train_backbone(
+        store, pseudo_labels, options, schedule, run(tmp_path / "parts", on_step=lambda step, _: resumed.append(step))
+    )
+    assert resumed == [4, 5, 6]
+    expected, found = read_weights(whole).vit, read_weights(parts).vit
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_folder_with_another_schedule_is_refused(
+    store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path
+) -> None:
+    train_backbone(store, pseudo_labels, OPTIONS, Schedule(steps=1, batch=1, size=(32, 64)), run(tmp_path))
     with pytest.raises(ValueError, match="another schedule"):
-        train_backbone(pack, fate, OPTIONS, Schedule(steps=7), tmp_path / "whole", workers=0)
+        train_backbone(store, pseudo_labels, OPTIONS, Schedule(steps=7), run(tmp_path))
 
 
-def test_thirty_steps_on_one_batch_bring_its_loss_down(pack: Pack, fate: Fate) -> None:
-    samples = Samples(pack, fate, size=(32, 64), seed=900, count=4)
+def test_thirty_steps_on_one_batch_bring_its_loss_down(store: FrameStore, pseudo_labels: PseudoLabels) -> None:
+    samples = Samples(store, pseudo_labels, size=(32, 64), seed=900, count=4)
     frames, labels, whole = (torch.stack(part) for part in zip(*(samples[i] for i in range(4)), strict=True))
     torch.manual_seed(0)
     vit = create_vit("VisionTransformer", OPTIONS).train().requires_grad_(True)
-    start_from_pictures(vit, 0)
+    initialize_from_image_statistics(vit, 0)
     optimizer = torch.optim.AdamW(vit.parameters(), lr=2e-3)
     shares = group_shares(labels, 8)
     losses = []
@@ -62,10 +89,10 @@ def test_thirty_steps_on_one_batch_bring_its_loss_down(pack: Pack, fate: Fate) -
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_what_is_trained_is_what_segments() -> None:
+def test_training_and_inference_compute_the_same_projections() -> None:
     torch.manual_seed(0)
     vit = create_vit("VisionTransformer", OPTIONS)
-    start_from_pictures(vit, 0)
+    initialize_from_image_statistics(vit, 0)
     frames = torch.randint(0, 256, (2, 32, 64, 3), dtype=torch.uint8)
     queries, keys = project(vit, frames)
     backbone = Backbone(vit, preprocessing=Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -74,9 +101,9 @@ def test_what_is_trained_is_what_segments() -> None:
     torch.testing.assert_close(keys, projections.keys)
 
 
-def test_the_start_compares_patches_by_what_they_show() -> None:
+def test_initial_attention_compares_patches_by_colour() -> None:
     vit = create_vit("VisionTransformer", OPTIONS)
-    start_from_pictures(vit, 0)
+    initialize_from_image_statistics(vit, 0)
     frames = torch.zeros(1, 32, 64, 3, dtype=torch.uint8)
     frames[:, :, 32:] = 200
     queries, keys = project(vit, frames)
@@ -85,15 +112,33 @@ def test_the_start_compares_patches_by_what_they_show() -> None:
     assert halves[:2, :, :2].sum() > halves[:2, :, 2:].sum()
 
 
-def test_samples_depend_on_their_number_alone(pack: Pack, fate: Fate) -> None:
-    samples = Samples(pack, fate, size=(32, 64), seed=900, start=0, count=40)
-    later = Samples(pack, fate, size=(32, 64), seed=900, start=20, count=20)
+def test_a_sample_depends_only_on_its_index(store: FrameStore, pseudo_labels: PseudoLabels) -> None:
+    samples = Samples(store, pseudo_labels, size=(32, 64), seed=900, start=0, count=40)
+    later = Samples(store, pseudo_labels, size=(32, 64), seed=900, start=20, count=20)
     np.testing.assert_array_equal(samples.sample(25).frames, later.sample(25).frames)
     assert torch.equal(samples[25][1], later[5][1])
     kinds = {samples.sample(number).is_ground_whole for number in range(20)}
     assert kinds == {True, False}
 
 
-def test_weights_load_into_the_same_architecture(pack: Pack, fate: Fate, tmp_path: Path) -> None:
-    made = train_backbone(pack, fate, OPTIONS, Schedule(steps=1, batch=1, size=(32, 64)), tmp_path, workers=0)
-    load_into(create_vit("VisionTransformer", OPTIONS), read_weights(made).vit)
+def test_weights_load_into_the_same_architecture(
+    store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path
+) -> None:
+    schedule = Schedule(steps=1, batch=1, size=(32, 64))
+    weights = train_backbone(store, pseudo_labels, OPTIONS, schedule, run(tmp_path))
+    load_into(create_vit("VisionTransformer", OPTIONS), read_weights(weights).vit)
+
+
+def test_sigterm_to_all_processes_of_a_run_saves_the_steps_done(
+    store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path
+) -> None:
+    def terminate_all(step: int, _loss: float) -> None:
+        if step == 2:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    schedule = Schedule(steps=400, batch=1, size=(32, 64))
+    with pytest.raises(TrainingStopped, match="step 2"):
+        train_backbone(store, pseudo_labels, OPTIONS, schedule, TrainingRun(tmp_path, workers=1, on_step=terminate_all))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2

@@ -1,4 +1,4 @@
-"""The command lines: from videos to weights, with curves beside them."""
+"""The commands of `uvos-worker train`: from videos to weights and loss curves."""
 
 from pathlib import Path
 
@@ -13,25 +13,38 @@ from worker.models.backbone import create_vit
 from worker.models.weights import load_into, read_weights
 from worker.training.commands import app
 from worker.training.curves import draw_curves
-from worker.training.scenes import draw_scene
+from worker.training.scenes.scene import draw_scene
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def frames_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     scene = draw_scene(np.random.default_rng(910_000), frames=8, size=(64, 128), objects=2)
     write_video(folder / "clip.mp4", scene.frames, fps=10)
     done = CliRunner().invoke(
-        app, ["pack", "--videos", str(folder), "--out", str(folder / "frames.pack"), "--size", "64x128"]
+        app, ["frames", "--videos", str(folder), "--out", str(folder / "frames.store"), "--size", "64x128"]
     )
     assert done.exit_code == 0, done.output
-    return folder / "frames.pack"
+    return folder / "frames.store"
 
 
-def test_a_backbone_is_trained_and_fits_tiny(packed: Path, tmp_path: Path) -> None:
+def test_a_backbone_is_trained_and_fits_tiny(frames_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "weights.safetensors"
     done = CliRunner().invoke(
-        app, ["backbone", "--pack", str(packed), "--out", str(out), "--steps", "2", "--batch", "1", "--size", "32x64"]
+        app,
+        [
+            "backbone",
+            "--frames",
+            str(frames_file),
+            "--out",
+            str(out),
+            "--steps",
+            "2",
+            "--batch",
+            "1",
+            "--size",
+            "32x64",
+        ],
     )
     assert done.exit_code == 0, done.output
     entry = find_model("tiny")
@@ -39,11 +52,11 @@ def test_a_backbone_is_trained_and_fits_tiny(packed: Path, tmp_path: Path) -> No
     assert (tmp_path / "weights.work" / "loss.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_a_block_is_trained_behind_tiny(packed: Path, tmp_path: Path) -> None:
+def test_a_block_is_trained_behind_tiny(frames_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "block.safetensors"
     done = CliRunner().invoke(
         app,
-        ["block", "--pack", str(packed), "--out", str(out), "--model", "tiny", "--steps", "2", "--batch", "1",
+        ["block", "--frames", str(frames_file), "--out", str(out), "--model", "tiny", "--steps", "2", "--batch", "1",
          "--device", "cpu"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -53,7 +66,7 @@ def test_a_block_is_trained_behind_tiny(packed: Path, tmp_path: Path) -> None:
     assert (tmp_path / "block.work" / "loss.csv").exists()
 
 
-def test_scenes_are_labelled_clips_that_training_never_draws(tmp_path: Path) -> None:
+def test_scenes_are_labelled_clips_outside_the_training_samples(tmp_path: Path) -> None:
     command = ["scenes", "--count", "2", "--frames", "3", "--size", "64x96", "--objects", "2", "--out"]
     done = CliRunner().invoke(app, [*command, str(tmp_path / "scenes")])
     assert done.exit_code == 0, done.output
@@ -71,12 +84,12 @@ def test_scenes_are_labelled_clips_that_training_never_draws(tmp_path: Path) -> 
 
 
 def test_a_folder_without_videos_is_one_sentence(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["pack", "--videos", str(tmp_path), "--out", str(tmp_path / "frames.pack")])
+    done = CliRunner().invoke(app, ["frames", "--videos", str(tmp_path), "--out", str(tmp_path / "frames.store")])
     assert done.exit_code == 1
-    assert "no video there" in done.output
+    assert "no video found" in done.output
 
 
 def test_too_few_steps_give_no_curve(tmp_path: Path) -> None:
     (tmp_path / "loss.csv").write_text("step,loss,seconds\n1,2.0,0.1\n")
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="1 steps; a curve needs at least 2"):
         draw_curves(tmp_path / "loss.csv", tmp_path / "loss.png")

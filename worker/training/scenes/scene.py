@@ -1,8 +1,8 @@
-"""Generated scenes with exact masks: textured objects over like-textured ground, moving, shaded, occluding.
+"""Synthetic scenes with exact masks: textured objects that move, cast shadows and occlude each other.
 
-Made so that edges of colour alone do not solve them: an object may wear its ground's own texture or several
-textures of its own, cast a shadow, bend its limbs, and stand before another that looks the same. Figures (people,
-beasts, birds, carts) are of several parts, each of its own looks, which belong together all the same.
+Colour edges alone do not solve them: an object may have the texture of the background or several textures of its
+own, cast a shadow, bend its limbs, and occlude another object of the same appearance. Articulated figures (people,
+quadrupeds, birds, carts) consist of parts of different appearance that form one object.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.training.sprites import CANVAS, Cutout, Sprite, draw_sprite
-from worker.training.textures import Picture, Style, draw_noise, draw_style, draw_texture
+from worker.training.scenes.sprites import CANVAS, Cutout, Sprite, draw_sprite
+from worker.training.scenes.textures import Picture, Style, draw_noise, draw_style, draw_texture
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames and which object each pixel shows.
+    """Frames with the object of each pixel.
 
     Attributes:
         frames: RGB, uint8, shape (T, H, W, 3).
-        labels: 0 for ground, from 1 for objects, 255 where nobody knows; uint8, shape (T, H, W).
+        labels: 0 background, objects from 1, 255 unknown; uint8, shape (T, H, W).
     """
 
     frames: NDArray[np.uint8]
@@ -30,7 +30,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         if self.frames.shape[:3] != self.labels.shape:
-            raise ValueError(f"expected one label a pixel, got {self.frames.shape = } and {self.labels.shape = }")
+            raise ValueError(f"expected one label per pixel, got {self.frames.shape = } and {self.labels.shape = }")
 
 
 def draw_scene(
@@ -40,22 +40,22 @@ def draw_scene(
     size: tuple[int, int] = (128, 256),
     grounds: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
     cutouts: Sequence[Cutout] = (),
-    fabrics: NDArray[np.uint8] | None = None,
+    photos: NDArray[np.uint8] | None = None,
     objects: int | None = None,
 ) -> Scene:
-    """A scene of moving objects before a moving camera.
+    """A scene of moving objects seen by a moving camera.
 
     Args:
-        rng: Where every choice comes from.
+        rng: Source of all random choices.
         frames: T.
         size: (H, W) in pixels.
-        grounds: Real frames (T, H, W, 3) to stand on and their labels (T, H, W); default: textures.
-        cutouts: Objects to show beside drawn ones.
-        fabrics: Real frames (n, H, W, 3), pieces of which clothe drawn objects beside textures; default: textures.
-        objects: How many; default: one to four.
+        grounds: Real background frames (T, H, W, 3) and their labels (T, H, W); default: textures.
+        cutouts: Cut-out objects to use besides drawn ones.
+        photos: Real frames (n, H, W, 3), parts of which serve as surfaces besides textures; default: only textures.
+        objects: Number of objects; default: one to four.
 
     Returns:
-        The scene; objects count on from the labels of `grounds`.
+        The scene; object labels continue after the labels of `grounds`.
     """
     styles = [draw_style(rng)]
     if grounds is None:
@@ -68,19 +68,19 @@ def draw_scene(
     count = int(rng.integers(1, 5)) if objects is None else objects
     sprite = None
     for number in range(first, first + count):
-        if sprite is None or rng.random() > 0.15:  # else a second one of the same looks
-            sprite = draw_sprite(rng, styles, cutouts, fabrics)
+        if sprite is None or rng.random() > 0.15:  # else a second object of the same appearance
+            sprite = draw_sprite(rng, styles, cutouts, photos)
         _place(rng, sprite, pictures, labels, number)
-    return Scene(_filmed(rng, pictures), labels)
+    return Scene(_with_camera_effects(rng, pictures), labels)
 
 
 def _textured_ground(
     rng: np.random.Generator, styles: list[Style], frames: int, size: tuple[int, int]
 ) -> tuple[list[Picture], NDArray[np.uint8]]:
-    """Ground of one or two textures seen by a camera that pans, zooms and rolls."""
+    """A background of one or two textures seen by a camera that pans, zooms and rolls."""
     large = (size[0] * 3 // 2, size[1] * 3 // 2)
     ground = draw_texture(rng, styles[0], large)
-    if rng.random() < 0.5:  # a wall over a floor, a hill before the sky
+    if rng.random() < 0.5:  # two regions, such as wall and floor
         styles.append(draw_style(rng))
         border = large[0] * rng.uniform(0.2, 0.8) + 12 * draw_noise(rng, (1, large[1]), 60)[0]
         below = np.mgrid[: large[0], : large[1]][0] > border
@@ -101,7 +101,7 @@ def _place(
     labels: NDArray[np.uint8],
     number: int,
 ) -> None:
-    """Draw a sprite into every frame, over what is there."""
+    """Draw a sprite into every frame, over the existing content."""
     size = (pictures[0].shape[0], pictures[0].shape[1])
     scale = size[0] / CANVAS * np.exp(rng.uniform(np.log(0.28), np.log(1.15)))
     at = rng.uniform(-0.42, 0.42, 2) * size
@@ -128,7 +128,7 @@ def _place(
 def _affine(
     source: tuple[int, int], target: tuple[int, int], shift: NDArray[np.float64], scale: float, turn: float
 ) -> NDArray[np.float64]:
-    """From source to target pixels: middle upon middle, scaled, turned, moved by (down, right)."""
+    """Affine map from source to target pixels: centre to centre, scaled, rotated, shifted by (down, right)."""
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     matrix = np.array([[cos, -sin, 0.0], [sin, cos, 0.0]])
     middle = np.array([source[1] / 2, source[0] / 2])
@@ -136,8 +136,8 @@ def _affine(
     return matrix
 
 
-def _filmed(rng: np.random.Generator, pictures: list[Picture]) -> NDArray[np.uint8]:
-    """What a camera makes of it: exposure, softness, grain."""
+def _with_camera_effects(rng: np.random.Generator, pictures: list[Picture]) -> NDArray[np.uint8]:
+    """Camera effects: exposure, blur, grain."""
     gain, gamma = rng.uniform(0.7, 1.25), rng.uniform(0.75, 1.35)
     soft = float(rng.choice([0, 0, 0.5, 0.9]))
     grain = float(rng.choice([0, 2, 5, 9]))

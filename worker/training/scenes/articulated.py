@@ -1,4 +1,4 @@
-"""Figures of several parts: people, beasts, birds and carts, as tapering limbs that hang on each other."""
+"""Articulated figures: people, quadrupeds, birds and carts made of connected, tapering limbs."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ UP, DOWN = -np.pi / 2, np.pi / 2
 
 @dataclass(frozen=True)
 class Part:
-    """A tapering limb of a figure: lengths in shares of the figure, angles in radians (0 right, a quarter turn down).
+    """A tapering limb: lengths relative to the figure, angles in radians (0 points right, pi/2 down).
 
-    `joint` is the part it hangs on and how far along that part; `swing` and `phase` move it with time.
+    `joint` is the index of the parent part and the position along it; `swing` and `phase` describe the motion.
     """
 
     joint: tuple[int, float] | None
@@ -25,14 +25,14 @@ class Part:
     phase: float = 0.0
 
 
-def draw_figure(rng: np.random.Generator) -> list[Part]:
-    """The parts of a figure in the order they are drawn: far ones first."""
-    draw = {"person": _person, "beast": _beast, "bird": _bird, "cart": _cart}
-    return draw[str(rng.choice(["person", "person", "beast", "bird", "cart"]))](rng)
+def draw_articulated(rng: np.random.Generator) -> list[Part]:
+    """The parts of a random figure in drawing order, far ones first."""
+    draw = {"person": _person, "quadruped": _quadruped, "bird": _bird, "cart": _cart}
+    return draw[str(rng.choice(["person", "person", "quadruped", "bird", "cart"]))](rng)
 
 
 def place_parts(parts: list[Part], time: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where each part starts and ends, (n, 2) each, as (across, down) in shares of the figure."""
+    """Start and end of each part as (x, y) relative to the figure, shape (n, 2) each."""
     starts, ends = np.zeros((2, len(parts), 2))
     for number, part in enumerate(parts):
         if part.joint is not None:
@@ -46,7 +46,7 @@ def place_parts(parts: list[Part], time: float) -> tuple[NDArray[np.float64], ND
 def draw_limb(
     cover: NDArray[np.uint8], start: NDArray[np.float64], end: NDArray[np.float64], first: float, last: float
 ) -> None:
-    """Fill a round-ended limb with 255; points as (across, down) and radii at both ends, in pixels."""
+    """Fill a limb with round ends with 255; points as (x, y) and the radii at both ends, in pixels."""
     along = end - start
     length = float(np.hypot(*along))
     if length > 1:
@@ -91,7 +91,7 @@ def _person(rng: np.random.Generator) -> list[Part]:
                 phase + np.pi,
             )
         )
-        if far:  # the torso again, before the far limbs
+        if far:  # the torso again, in front of the far limbs
             parts.append(Part((0, 0.0), torso.angle, torso.length, torso.widths, 0))
     neck = len(parts)
     parts.append(Part((0, 1.0), UP + lean, 0.06, (0.06, 0.06), 2))
@@ -101,7 +101,7 @@ def _person(rng: np.random.Generator) -> list[Part]:
     return parts
 
 
-def _beast(rng: np.random.Generator) -> list[Part]:
+def _quadruped(rng: np.random.Generator) -> list[Part]:
     height, stout, gait = rng.uniform(0.15, 0.4), rng.uniform(0.2, 0.38), rng.uniform(0, 0.6)
     trunk = Part(None, rng.normal(0, 0.1), 0.5, (stout, stout * rng.uniform(0.8, 1.1)), 0)
     leg = rng.uniform(0.05, 0.12)

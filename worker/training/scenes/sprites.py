@@ -1,4 +1,4 @@
-"""Objects of generated scenes, each drawn on a square canvas before it is placed."""
+"""Objects of synthetic scenes, each drawn on a square canvas before it is placed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,41 +7,41 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.training.articulated import draw_figure, draw_limb, place_parts
-from worker.training.textures import Picture, Style, draw_style, draw_surface
+from worker.training.scenes.articulated import draw_articulated, draw_limb, place_parts
+from worker.training.scenes.textures import Picture, Style, draw_style, draw_surface
 
-CANVAS = 128  # pixels a side
+CANVAS = 128  # side of the canvas in pixels
 SQUARE = (CANVAS, CANVAS)
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """The picture of an object and its shape, both on a square canvas: (CANVAS, CANVAS, 3) uint8, (CANVAS, CANVAS)."""
+    """An object cut out of a frame: RGB (CANVAS, CANVAS, 3) and alpha (CANVAS, CANVAS), uint8."""
 
     picture: NDArray[np.uint8]
     alpha: NDArray[np.uint8]
 
 
 def draw_sprite(
-    rng: np.random.Generator, styles: list[Style], cutouts: Sequence[Cutout], fabrics: NDArray[np.uint8] | None
+    rng: np.random.Generator, styles: list[Style], cutouts: Sequence[Cutout], photos: NDArray[np.uint8] | None
 ) -> "Sprite":
-    """One of the cut-outs, a figure or another shape; a new style is added to `styles`."""
+    """A cut-out, an articulated figure or another shape; a new style is appended to `styles`."""
     if cutouts and rng.random() < 0.4:
         return CutoutSprite(rng, cutouts)
     if rng.random() < 0.6:
-        return FigureSprite(rng, styles, fabrics)
-    return DrawnSprite(rng, styles, fabrics)
+        return ArticulatedSprite(rng, styles, photos)
+    return DrawnSprite(rng, styles, photos)
 
 
 class DrawnSprite:
     """A blob, a polygon or a body with limbs, in one or several textures."""
 
-    def __init__(self, rng: np.random.Generator, styles: list[Style], fabrics: NDArray[np.uint8] | None) -> None:
+    def __init__(self, rng: np.random.Generator, styles: list[Style], photos: NDArray[np.uint8] | None) -> None:
         self.kind = str(rng.choice(["blob", "polygon", "body", "body"]))
         style = _draw_own_style(rng, styles)
-        self.textures = [draw_surface(rng, style, fabrics, SQUARE)]
+        self.textures = [draw_surface(rng, style, photos, SQUARE)]
         other = draw_style(rng) if rng.random() < 0.5 else style
-        self.textures.append(draw_surface(rng, other, fabrics, SQUARE))
+        self.textures.append(draw_surface(rng, other, photos, SQUARE))
         self.light = _draw_light(rng)
         angles = np.linspace(0, 6.28, 48, endpoint=False)
         if self.kind == "polygon":
@@ -75,18 +75,18 @@ class DrawnSprite:
         return picture.astype(np.float32), alpha
 
 
-class FigureSprite:
-    """A person, a beast, a bird or a cart: parts that differ in looks and move together."""
+class ArticulatedSprite:
+    """An articulated figure: parts of different appearance that move together."""
 
-    def __init__(self, rng: np.random.Generator, styles: list[Style], fabrics: NDArray[np.uint8] | None) -> None:
-        self.parts = draw_figure(rng)
+    def __init__(self, rng: np.random.Generator, styles: list[Style], photos: NDArray[np.uint8] | None) -> None:
+        self.parts = draw_articulated(rng)
         first = _draw_own_style(rng, styles)
-        alike = rng.random() < 0.35  # one coat all over, as most beasts have
-        self.surfaces = [draw_surface(rng, first, fabrics, SQUARE)]
+        alike = rng.random() < 0.35  # one surface for all parts, as fur
+        self.surfaces = [draw_surface(rng, first, photos, SQUARE)]
         for _ in range(3):
-            self.surfaces.append(self.surfaces[0] if alike else draw_surface(rng, draw_style(rng), fabrics, SQUARE))
+            self.surfaces.append(self.surfaces[0] if alike else draw_surface(rng, draw_style(rng), photos, SQUARE))
         self.light = _draw_light(rng)
-        self.dimmed = rng.uniform(0.6, 1.0)  # parts drawn first are the far ones
+        self.far_shade = rng.uniform(0.6, 1.0)  # brightness of the first part drawn, the farthest
         self.side = -1 if rng.random() < 0.5 else 1
         ends = np.concatenate([np.concatenate(place_parts(self.parts, time)) for time in (0.0, 1.5, 3.0, 4.5)])
         thick = max(max(part.widths) for part in self.parts)
@@ -100,7 +100,7 @@ class FigureSprite:
         for number, (part, start, end) in enumerate(zip(self.parts, starts, ends, strict=True)):
             cover = np.zeros((CANVAS, CANVAS), np.uint8)
             draw_limb(cover, start, end, self.scale * part.widths[0] / 2, self.scale * part.widths[1] / 2)
-            shade = self.dimmed + (1 - self.dimmed) * number / len(self.parts)
+            shade = self.far_shade + (1 - self.far_shade) * number / len(self.parts)
             inside = cover > 0
             picture[inside] = self.surfaces[part.surface][inside] * np.float32(shade)
             alpha |= cover
@@ -109,7 +109,7 @@ class FigureSprite:
 
 
 class CutoutSprite:
-    """A real object as it was cut out, mirrored now and then, its colours shifted."""
+    """A cut-out, mirrored at random, its colours shifted."""
 
     def __init__(self, rng: np.random.Generator, cutouts: Sequence[Cutout]) -> None:
         chosen = cutouts[int(rng.integers(len(cutouts)))]
@@ -123,7 +123,7 @@ class CutoutSprite:
 
 
 def _draw_own_style(rng: np.random.Generator, styles: list[Style]) -> Style:
-    """An object's style, added to `styles`: now and then one that the ground or another object wears."""
+    """An object's style, appended to `styles`; in a quarter of cases that of the background or of another object."""
     known = styles[int(rng.integers(len(styles)))]
     style = known if rng.random() < 0.25 else draw_style(rng)
     styles.append(style)
@@ -131,11 +131,11 @@ def _draw_own_style(rng: np.random.Generator, styles: list[Style]) -> Style:
 
 
 def _draw_light(rng: np.random.Generator) -> Picture:
-    """Brightness that falls to one side, (CANVAS, CANVAS, 1)."""
+    """A linear brightness gradient, shape (CANVAS, CANVAS, 1)."""
     turn = rng.uniform(0, 6.28)
     rows, columns = (np.mgrid[:CANVAS, :CANVAS].astype(np.float32) - CANVAS / 2) / CANVAS
     light: Picture = (1 + rng.uniform(0, 0.7) * (np.cos(turn) * columns + np.sin(turn) * rows))[..., None]
     return light
 
 
-Sprite = DrawnSprite | FigureSprite | CutoutSprite
+Sprite = DrawnSprite | ArticulatedSprite | CutoutSprite

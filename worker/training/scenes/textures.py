@@ -1,4 +1,4 @@
-"""Surfaces of generated things: procedural textures and pieces of real frames."""
+"""Surfaces of synthetic objects: procedural textures and parts of real frames."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.float32]  # (H, W, 3) in 0..255
-REAL = 0.6  # share of surfaces that are pieces of real frames, where there are some
+REAL = 0.6  # share of surfaces taken from real frames, where there are some
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a texture looks like; two textures of one style differ as two views of one material do."""
+    """Parameters of a texture; two textures of one style resemble two views of one material."""
 
     kind: str
     palette: Picture
@@ -22,7 +22,7 @@ class Style:
 
 def draw_style(rng: np.random.Generator) -> Style:
     kind = str(rng.choice(["noise", "noise", "stripes", "checks", "cells", "plain"]))
-    grey, tint = rng.uniform(20, 235), rng.choice([8.0, 25.0, 60.0])  # most of the world is nearly grey
+    grey, tint = rng.uniform(20, 235), rng.choice([8.0, 25.0, 60.0])  # natural surfaces are mostly of low saturation
     middle = grey + rng.normal(0, tint, (1, 3))
     shades = int(rng.integers(2, 5))
     palette = middle + rng.normal(0, rng.choice([12, 30, 60]), (shades, 1)) + rng.normal(0, tint / 2, (shades, 3))
@@ -36,7 +36,7 @@ def draw_texture(rng: np.random.Generator, style: Style, size: tuple[int, int]) 
     """A texture of (H, W) pixels."""
     rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
     bent = draw_noise(rng, size, 2 * style.scale) * style.scale * 0.5
-    cos, sin = float(np.cos(style.angle)), float(np.sin(style.angle))  # Python's own keep float32
+    cos, sin = float(np.cos(style.angle)), float(np.sin(style.angle))  # Python floats keep the arrays float32
     along = (cos * columns + sin * rows + bent) / style.scale
     across = (-sin * columns + cos * rows + bent) / style.scale
     if style.kind == "stripes":
@@ -57,12 +57,12 @@ def draw_texture(rng: np.random.Generator, style: Style, size: tuple[int, int]) 
 
 
 def draw_surface(
-    rng: np.random.Generator, style: Style, fabrics: NDArray[np.uint8] | None, size: tuple[int, int]
+    rng: np.random.Generator, style: Style, photos: NDArray[np.uint8] | None, size: tuple[int, int]
 ) -> Picture:
-    """What a part of an object looks like, (H, W) pixels: a texture, or a piece of one of the real frames given."""
-    if fabrics is None or rng.random() > REAL:
+    """The surface of an object part, (H, W) pixels: a texture, or a part of one of the given frames."""
+    if photos is None or rng.random() > REAL:
         return draw_texture(rng, style, size)
-    frame = fabrics[int(rng.integers(len(fabrics)))]
+    frame = photos[int(rng.integers(len(photos)))]
     shortest = min(frame.shape[:2])
     side = int(rng.integers(min(24, shortest), shortest + 1))
     top, left = (int(rng.integers(length - side + 1)) for length in frame.shape[:2])
@@ -73,7 +73,7 @@ def draw_surface(
 
 
 def draw_noise(rng: np.random.Generator, size: tuple[int, int], scale: float) -> NDArray[np.float32]:
-    """Smooth noise of mean 0 and deviation about 1, features about `scale` pixels wide."""
+    """Smooth noise of mean 0 and standard deviation about 1, with features about `scale` pixels wide."""
     coarse = rng.standard_normal((int(size[0] / scale) + 3, int(size[1] / scale) + 3), np.float32)
     fine: NDArray[np.float32] = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) * 1.3
     return fine
