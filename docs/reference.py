@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.api.problem_types import KINDS
+from service.api.problem_types import PROBLEM_TYPES
 from service.settings import Settings
 
 PAGE = Path(__file__).with_name("limits-and-errors.md")
@@ -10,7 +10,7 @@ PAGE = Path(__file__).with_name("limits-and-errors.md")
 
 def problems() -> list[str]:
     """A row for each type of problem."""
-    rows = [f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.remedy} |" for kind in KINDS.values()]
+    rows = [f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.remedy} |" for kind in PROBLEM_TYPES.values()]
     return ["| type | status | what it says | what helps |", "| --- | --- | --- | --- |", *rows]
 
 

@@ -1,17 +1,18 @@
-"""The application: settings in, FastAPI app out."""
+"""The FastAPI application and its server, built from settings."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TypedDict
 
+import uvicorn
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
-from service.api import events, health, jobs, page, problems, results, segment
-from service.api import problem_types as kinds
+from service.api import events, health, jobs, page, problem_types, problems, results, segment
 from service.http.admission import Admission
-from service.http.api_keys import LOOPBACK, Keys
+from service.http.api_keys import LOOPBACK, ApiKeys
+from service.http.timeouts import Timeouts, protocol
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
 from service.jobs.queue import Broker, connect
@@ -21,18 +22,19 @@ from service.storage.folder import Storage
 from uvos.contract import Problem
 from uvos.errors import ForeignPage, HostNotAllowed, KeyRequired
 
-DESCRIPTION = """Turns any video into object masks, with no labels and no clicks.
+DESCRIPTION = """Turns any video into object masks, without labels and without clicks.
 
-Send a video to `POST /segment`, poll `GET /jobs/{job_id}` until its status is `succeeded`, follow its links.
-Every failure is an RFC 9457 problem with a stable `type`, the limit and the actual value.
+Send a video to `POST /segment`, poll `GET /jobs/{job_id}` until its status is `succeeded`, and follow its links.
+Every error is an RFC 9457 problem with a stable `type`, the limit and the actual value.
 
 The method is *Betrayed by Attention* (Ding et al., ECCV 2024, arXiv:2311.17893)."""
 
-BEARER = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")  # `Admission` checks
+BEARER = HTTPBearer(auto_error=False, description="API key, if the service requires one.")  # `Admission` checks it
+GRACEFUL_SHUTDOWN_S = 5
 
 
 class State(TypedDict):
-    """What the lifespan opens and requests use."""
+    """State that the lifespan opens and endpoints use."""
 
     settings: Settings
     jobs: Jobs
@@ -40,22 +42,26 @@ class State(TypedDict):
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service for these settings; `redis_url` must be given, since an API alone starts no queue."""
+    """Build the application.
+
+    Raises:
+        ValueError: `redis_url` is missing, or the service requires API keys and has none.
+    """
     settings = settings or Settings()
     if settings.redis_url is None:
-        raise ValueError("the API needs UVOS_REDIS_URL; `uvos up` starts a queue of its own")
+        raise ValueError("UVOS_REDIS_URL is not set: set it, or run `uvos up`, which starts a Redis server")
     redis_url = settings.redis_url.get_secret_value()
-    keys = _keys(settings)
+    keys = _api_keys(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         connection = connect(redis_url)
         listener = Listener(redis_url, lambda: app.state.is_stopping())
         storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
-        found = Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings)
-        webhooks = _webhooks(settings, found)
+        service = Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings)
+        webhooks = _webhooks(settings, service)
         try:
-            yield State(settings=settings, jobs=found, listener=listener)
+            yield State(settings=settings, jobs=service, listener=listener)
         finally:
             if webhooks is not None:
                 webhooks.stop()
@@ -69,11 +75,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("uvos"),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        docs_url=None,  # /docs is a page of ours: FastAPI's loads scripts from elsewhere
+        docs_url=None,  # service/api/page.py serves /docs: the page of FastAPI loads scripts from a CDN
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
+        generate_unique_id_function=lambda route: route.name,  # function names in generated clients
     )
-    app.state.is_stopping = lambda: False  # the command line tells when its server is
+    app.state.is_stopping = lambda: False  # `create_server` replaces it
     problems.install(app)
     app.add_middleware(
         Admission,
@@ -83,35 +89,52 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_queued_per_key=settings.max_queued_per_key,
     )
     for routes in (segment, jobs, events, results):
-        refused = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
-        app.include_router(routes.router, responses=refused, dependencies=[Security(BEARER)])
-    for routes in (health, kinds, page):
+        rejected = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
+        app.include_router(routes.router, responses=rejected, dependencies=[Security(BEARER)])
+    for routes in (health, problem_types, page):
         app.include_router(routes.router, responses=problems.problems(HostNotAllowed))
-    _name_problem_schema(app)
+    _add_problem_schema(app)
     return app
 
 
-def _keys(settings: Settings) -> Keys | None:
-    """Who may ask; None where nobody needs a key.
+def create_server(settings: Settings, *, timeouts: Timeouts) -> uvicorn.Server:
+    """Build the application and the server that runs it on `settings.host` and `settings.port`."""
+    app = create_app(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=protocol(timeouts),  # on h11, which limits the size of headers; httptools accepts 200 MiB of them
+            log_level="warning",
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+        )
+    )
+    app.state.is_stopping = lambda: server.should_exit  # ends event streams and long polls
+    return server
+
+
+def _api_keys(settings: Settings) -> ApiKeys | None:
+    """The API keys; None if the service requires none.
 
     Raises:
-        ValueError: a key is needed and there is none.
+        ValueError: the service requires API keys and has none.
     """
-    listed = settings.api_keys.get_secret_value() if settings.api_keys else None
-    keys = Keys(listed, settings.keys_file)
+    setting = settings.api_keys.get_secret_value() if settings.api_keys else None
+    keys = ApiKeys(setting, settings.keys_file)
     required = settings.require_key
     if required is None:
         required = bool(keys) or settings.host not in LOOPBACK
     if required and not keys:
         raise ValueError(
-            f"on {settings.host} the service needs API keys: make one with `uvos keys new NAME`, or set "
-            "UVOS_REQUIRE_KEY=false where everyone who can reach it may use it"
+            f"a service on {settings.host} requires API keys and has none: create one with `uvos keys new NAME`, or "
+            "set UVOS_REQUIRE_KEY=false if every client that can reach it may use it"
         )
     return keys if required else None
 
 
 def _webhooks(settings: Settings, jobs: Jobs) -> Webhooks | None:
-    """Delivers what is to be told, where webhooks are on."""
+    """Started webhook delivery; None if webhooks are off."""
     if settings.webhook_secret is None:
         return None
     webhooks = Webhooks(
@@ -124,16 +147,16 @@ def _webhooks(settings: Settings, jobs: Jobs) -> Webhooks | None:
     return webhooks
 
 
-def _name_problem_schema(app: FastAPI) -> None:
-    """Put the schema of problems into OpenAPI, where every endpoint refers to it."""
-    made = app.openapi
+def _add_problem_schema(app: FastAPI) -> None:
+    """Add the schema of problems to OpenAPI; the responses of every endpoint refer to it."""
+    generate = app.openapi
 
     def openapi() -> dict[str, object]:
-        schema = made()
+        schema = generate()
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(problem.pop("$defs", {}))
         schemas["Problem"] = problem
         return schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents to extend the schema

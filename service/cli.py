@@ -1,9 +1,8 @@
-"""`uvos`: start the service, use it from the command line. The client's commands talk HTTP only."""
+"""`uvos`: start the service, and use it from the command line. The client commands only use HTTP."""
 
 import base64
 import logging
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -13,13 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
-import uvicorn
 from pydantic import SecretStr
 from rich.console import Console
+from rich.markup import escape
 
 from service import batch
 from service.http.api_keys import add_key
@@ -27,15 +26,16 @@ from service.jobs.embedded import EmbeddedServer
 from service.jobs.webhooks import secret_of
 from service.settings import Settings
 from uvos.client import Client, RequestFailed
-from uvos.contract import Background, Clustering, Edges, Format, Mode, Motion, Status
+from uvos.contract import Status
 from uvos.errors import UvosError
+from uvos.options import parameter_options
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Any video to object masks, with no labels and no clicks: start the service, or send it a video.",
+    help="Turn any video into object masks, without labels and without clicks: start the service, or send it a video.",
 )
-keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
+keys = typer.Typer(no_args_is_help=True, help="Create API keys and webhook secrets.")
 app.add_typer(keys, name="keys")
 console = Console(stderr=True)
 
@@ -43,30 +43,31 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 STOP_TIMEOUT_S = 30.0
 RESTART_PAUSE_S = 1.0
 
-UrlOption = Annotated[str, typer.Option(help="Where the service is.", envvar="UVOS_URL")]
-KeyOption = Annotated[str | None, typer.Option(help="API key, where the service asks for one.", envvar="UVOS_API_KEY")]
+UrlOption = Annotated[str, typer.Option(help="URL of the service.", envvar="UVOS_URL")]
+KeyOption = Annotated[str | None, typer.Option(help="API key, if the service requires one.", envvar="UVOS_API_KEY")]
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+PortOption = Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")]
+DataOption = Annotated[Path | None, typer.Option(help="Folder of uploads, results and queue.", show_default="data")]
 
 
 @app.command()
 def up(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder for uploads, results and the queue. [default: data]")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model for jobs that name none. [default: tiny]")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    host: HostOption = None,
+    port: PortOption = None,
+    data: DataOption = None,
+    model: Annotated[str | None, typer.Option(help="Default model of jobs.", show_default="tiny")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
-    """Start everything: a queue of its own unless UVOS_REDIS_URL is set, the API, and workers."""
-    given = {"host": host, "port": port, "data_dir": data, "default_model": model}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    """Start the whole service: API, workers, and a queue unless UVOS_REDIS_URL names one."""
+    settings = _settings(host=host, port=port, data_dir=data, default_model=model)
     with ExitStack() as running:
         if settings.redis_url is None:
             queue = running.enter_context(EmbeddedServer(settings.data_dir / "queue"))
             settings = settings.model_copy(update={"redis_url": SecretStr(queue.url)})
         running.enter_context(_workers(settings, workers))
         url = f"http://{settings.host}:{settings.port}"
-        console.print(f"[bold]uvos[/] is on [link={url}]{url}[/link], data in {settings.data_dir}. Try next:\n")
+        data_dir = escape(str(settings.data_dir))
+        console.print(f"[bold]uvos[/] listens on [link={url}]{url}[/link], data folder {data_dir}. Try next:\n")
         console.print(f"  uvos segment examples/sample.mp4 --url {url} --out masks/", highlight=False)
         console.print(f"  curl -F video=@examples/sample.mp4 {url}/segment", highlight=False)
         console.print(f"  open {url}/docs\n", highlight=False)
@@ -74,73 +75,37 @@ def up(
 
 
 @app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8000]")] = None,
-) -> None:
-    """Start the API alone; UVOS_REDIS_URL names the queue that workers share."""
-    given = {"host": host, "port": port}
-    _serve(Settings(**{name: value for name, value in given.items() if value is not None}))  # type: ignore[arg-type]
+def serve(host: HostOption = None, port: PortOption = None) -> None:
+    """Start the API only; UVOS_REDIS_URL names the queue that it shares with the workers."""
+    _serve(_settings(host=host, port=port))
 
 
 @app.command()
+@parameter_options()
 def segment(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or .txt files that list them.")],
+    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of videos, or .txt files that list them.")],
+    given: dict[str, Any],
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
-    tau: Annotated[list[float] | None, typer.Option(help="Merge threshold in nats; repeat for several levels.")] = None,
-    key_ratio: Annotated[
-        float | None, typer.Option(help="Share of the frames that serve as keys. [default: 0.1]")
-    ] = None,
-    mode: Annotated[Mode | None, typer.Option(help="Several objects, or the one main object.")] = None,
-    model: Annotated[str | None, typer.Option(help="A name from /models.")] = None,
-    formats: Annotated[
-        list[Format] | None, typer.Option("--format", help="Repeat for several. [default: png, rle]")
-    ] = None,
-    start: Annotated[float | None, typer.Option(help="First second of the part to segment.")] = None,
-    end: Annotated[float | None, typer.Option(help="Last second of the part, exclusive.")] = None,
-    fps: Annotated[float | None, typer.Option(help="At most this many frames a second.")] = None,
-    resolution: Annotated[str | None, typer.Option(help="HxW at which the model looks.")] = None,
-    clustering: Annotated[Clustering | None, typer.Option(help="The paper's procedure or its code's.")] = None,
-    background: Annotated[Background | None, typer.Option(help="Tell background apart, or keep it.")] = None,
-    edges: Annotated[Edges | None, typer.Option(help="Smooth outlines, or patches as published.")] = None,
-    min_area: Annotated[float | None, typer.Option(help="Smallest object, as a share of the frame.")] = None,
-    motion: Annotated[Motion | None, typer.Option(help="Join motion to the features.")] = None,
-    out: Annotated[Path, typer.Option(help="Where results are saved.")] = Path("masks"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("masks"),
 ) -> None:
-    """Send videos, wait with a progress bar each, save their masks."""
-    params = {
-        "tau": tau,
-        "key_ratio": key_ratio,
-        "mode": mode,
-        "model": model,
-        "format": formats,
-        "start": start,
-        "end": end,
-        "fps": fps,
-        "resolution": resolution,
-        "clustering": clustering,
-        "background": background,
-        "edges": edges,
-        "min_area": min_area,
-        "motion": motion,
-    }
-    found = batch.find_videos(videos)
+    """Send videos, show their progress, save their masks."""
+    paths = batch.find_videos(videos)
     with Client(url, api_key=key) as client:
         try:
-            outcomes = batch.run(client, found, out, params, console)
+            outcomes = batch.run(client, paths, out, given, console)
         except KeyboardInterrupt:
-            console.print("stopped; what had not ended is canceled")
+            console.print("interrupted; the unfinished jobs are canceled")
             raise typer.Exit(130) from None
-    (first, *more) = outcomes
-    if not more:
+    (first, *others) = outcomes
+    if not others:
         if first.problem is not None:
             raise RequestFailed(first.problem)
         assert first.job is not None
-        console.print(f"{first.job.id}: {first.job.frames_total} frames, {first.files} files are in {out}")
+        console.print(f"{first.job.id}: {first.job.frames_total} frames, {first.files} files in {escape(str(out))}")
         return
-    console.print(batch.table(outcomes))
-    if any(each.problem is not None for each in outcomes):
+    batch.print_table(outcomes, console)
+    if any(outcome.problem is not None for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -148,57 +113,52 @@ def segment(
 def jobs(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
-    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+    status: Annotated[Status | None, typer.Option(help="List only jobs with this status.")] = None,
 ) -> None:
-    """List one's jobs, newest first."""
+    """List the caller's jobs, newest first."""
     with Client(url, api_key=key) as client:
         for job in client.jobs(status):
-            console.print(f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}")
+            line = f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}"
+            console.print(line, markup=False, soft_wrap=True)
 
 
 @keys.command("new")
 def new_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is: jobs are seen by keys of their own name only.")],
-    data: Annotated[Path | None, typer.Option(help="The service's data folder. [default: data]")] = None,
+    name: Annotated[str, typer.Argument(help="Owner of the key; an owner sees only their own jobs.")],
+    data: DataOption = None,
 ) -> None:
-    """Make an API key; it is told once, the service keeps its hash."""
-    settings = Settings() if data is None else Settings(data_dir=data)
+    """Create an API key and print it; the service stores only its hash."""
+    settings = _settings(data_dir=data)
     print(add_key(settings.keys_file, name))
-    console.print(f"its hash is in {settings.keys_file}; a service that asks for keys knows it at once")
+    console.print(f"hash appended to {escape(str(settings.keys_file))}; a running service reloads the file")
 
 
 @keys.command("webhook")
 def webhook_secret(
-    name: Annotated[str, typer.Argument(help="Whose webhooks it signs; empty where no keys are asked for.")] = "",
+    name: Annotated[str, typer.Argument(help="Owner whose webhooks it verifies; empty if no keys are required.")] = "",
 ) -> None:
-    """Tell the secret by which a caller checks the webhooks it gets."""
+    """Print the secret with which the receiver verifies webhooks."""
     secret = Settings().webhook_secret
     if secret is None:
-        raise ValueError("set UVOS_WEBHOOK_SECRET as the service has it")
+        raise ValueError("UVOS_WEBHOOK_SECRET is not set: set it to the value that the service uses")
     print("whsec_" + base64.b64encode(secret_of(secret.get_secret_value(), name or None)).decode())
 
 
-def _serve(settings: Settings) -> None:
-    """Run the API until it is told to stop."""
-    from service.app import create_app
-    from service.http.timeouts import DeadlineProtocol
+def _settings(**options: Any) -> Settings:
+    """Settings from the environment, with the options that were given."""
+    return Settings(**{name: value for name, value in options.items() if value is not None})
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+def _serve(settings: Settings) -> None:
+    """Run the API until SIGTERM or SIGINT."""
+    from service.app import create_server
+    from service.http.timeouts import Timeouts
+
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))  # one per connection
     logging.basicConfig(level=logging.INFO, format="%(asctime)s api[%(process)d] %(message)s")
-    api = create_app(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            api,
-            host=settings.host,
-            port=settings.port,
-            http=DeadlineProtocol,  # on h11, which cuts off endless headers; httptools takes 200 MiB of them
-            log_level="warning",
-            timeout_graceful_shutdown=5,
-        )
-    )
-    api.state.is_stopping = lambda: server.should_exit  # lets go of those who wait for events
+    server = create_server(settings, timeouts=Timeouts())
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
@@ -207,7 +167,7 @@ def _serve(settings: Settings) -> None:
 
 @contextmanager
 def _workers(settings: Settings, count: int) -> Iterator[None]:
-    """Worker processes beside the API; one that dies is replaced, and all end with this process, however it does."""
+    """Worker processes; a dead one is replaced, and all of them stop with this process, however it dies."""
     assert settings.redis_url is not None
     environment = os.environ | {
         "UVOS_REDIS_URL": settings.redis_url.get_secret_value(),
@@ -226,7 +186,7 @@ def _workers(settings: Settings, count: int) -> Iterator[None]:
         while not stopping.wait(RESTART_PAUSE_S):
             for index, process in enumerate(processes):
                 if process.poll() is not None and not stopping.is_set():
-                    console.print(f"[yellow]a worker ended with status {process.returncode}; starting another[/]")
+                    console.print(f"[yellow]a worker exited with status {process.returncode}; starting a new one[/]")
                     processes[index] = start()
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -247,23 +207,23 @@ def _workers(settings: Settings, count: int) -> Iterator[None]:
 
 
 def main() -> None:
-    """The command line: an expected failure is one sentence and exit status 1."""
+    """Run the command line; an expected failure prints one sentence and exits with status 1."""
     try:
         app()
-    except (UvosError, RequestFailed) as error:
-        detail = error.problem.detail if isinstance(error, RequestFailed) else error.detail
-        remedy = f" {error.remedy}" if isinstance(error, UvosError) and error.remedy else ""
-        console.print(f"[red]error:[/] {re.sub(r'[.]?$', '.', detail)}{remedy}", highlight=False)
-        sys.exit(1)
+    except UvosError as error:
+        message = error.sentence
+    except RequestFailed as error:
+        message = error.problem.detail
     except httpx.ConnectError as error:
-        console.print(f"[red]error:[/] no service answers at {error.request.url}: start one with `uvos up`.")
-        sys.exit(1)
+        message = f"cannot connect to {error.request.url}: start the service with `uvos up`, or check --url."
     except httpx.HTTPError as error:
-        console.print(f"[red]error:[/] the connection to the service broke off: {error}.", highlight=False)
-        sys.exit(1)
+        message = f"the connection to the service failed: {error}."
     except (OSError, RuntimeError, ValueError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False)
-        sys.exit(1)
+        message = str(error)
+    else:
+        return
+    console.print(f"[red]error:[/] {escape(message)}", highlight=False)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ ONLY: dict[str, set[str]] = {
     "uvos.contract": set(),
     "uvos.errors": {"uvos.contract"},
     "uvos.models": {"uvos.contract", "uvos.errors"},
+    "uvos.options": {"uvos.contract", "uvos.errors"},
+    "uvos.progress": set(),
+    "uvos.client": {"uvos.contract", "uvos.rle"},
     "uvos": {"uvos."},
     "service.settings": set(),
     "service.storage": {"uvos.contract", "uvos.errors", "service.storage."},
@@ -160,6 +163,13 @@ def test_a_module_imports_only_what_its_place_allows(module: str) -> None:
 def test_the_method_runs_on_a_bare_gpu_machine(module: str) -> None:
     packages = {name.split(".")[0] for name in imports(module)} - {"worker"} - sys.stdlib_module_names
     assert packages <= BARE_PACKAGES
+
+
+def test_the_client_loads_no_torch_no_web_framework_and_no_queue() -> None:
+    heavy = HEAVY | WEB | {"redis", "rq", "typer", "service", "worker"}
+    code = f"import sys; from uvos import Client; print(*(set(sys.modules) & {heavy}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
 
 
 def test_the_api_process_loads_no_torch_and_no_av() -> None:

@@ -55,7 +55,7 @@ class UvosError(Exception):
 
 class InvalidParameters(UvosError):
     title, status = "Invalid parameters", 422
-    remedy = "Correct the fields listed in `errors`; unknown fields are rejected, so check the spelling of field names."
+    remedy = "Correct the named fields; unknown fields are rejected, so check their spelling."
 
 
 class UnknownModel(UvosError):

@@ -1,4 +1,4 @@
-"""What endpoints ask for."""
+"""Dependencies of the endpoints."""
 
 from typing import Annotated
 
@@ -37,7 +37,7 @@ ListenerDep = Annotated[Listener, Depends(_listener)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 OwnerDep = Annotated[str | None, Depends(_owner)]
 JobId = Annotated[
-    str, Path(pattern="^[0-9a-z]{1,64}$", description="The job's id.", examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
+    str, Path(pattern="^[0-9a-z]{1,64}$", description="Job id.", examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
 ]
 
 
@@ -51,9 +51,9 @@ ExistingJob = Annotated[JobRecord, Depends(_existing_job)]
 def _published(job: ExistingJob, jobs: JobsDep) -> Result:
     end = jobs.storage.end(job.id)
     if end is None:
-        raise ResultNotReady(f"job {job.id} has not ended yet", limit="succeeded", actual="queued or running")
+        raise ResultNotReady(f"job {job.id} has not ended", limit="succeeded", actual="queued or running")
     if end.status != Status.succeeded:
-        raise ResultNotFound(f"job {job.id} ended {end.status.value}: it has no result", actual=end.status.value)
+        raise ResultNotFound(f"job {job.id} is {end.status.value} and has no result", actual=end.status.value)
     return Result(jobs.storage.result_dir(job.id, end), job)
 
 

@@ -1,4 +1,4 @@
-"""A job's events as they happen (server-sent events)."""
+"""Server-sent events of a job."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -22,7 +22,7 @@ event: job
 id: 1763810000000-0
 data: {"id":"019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c","status":"running","stage":"attention","frames_done":12, ...}
 
-: still here
+: keep-alive
 
 event: end
 id: end
@@ -36,11 +36,11 @@ data: {"id":"019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c","status":"succeeded", ...}
     response_class=Response,
     responses={
         200: {
-            "description": "Events `job`, each with the whole job as JSON, whenever it changes; at last one event "
-            "`end`, after which the connection closes. Comments keep it open meanwhile.",
+            "description": "An event `job` with the job as JSON on every change, then one event `end`, after which "
+            "the connection closes. Comments keep the connection alive.",
             "content": {"text/event-stream": {"example": EXAMPLE}},
         },
-        204: {"description": "The client has seen the end (`Last-Event-ID: end`): nothing more will come."},
+        204: {"description": "The client has received the end (`Last-Event-ID: end`); there are no further events."},
         **problems(JobNotFound, InvalidParameters),
     },
 )
@@ -52,12 +52,12 @@ async def events(
         str | None,
         Header(
             max_length=64,
-            description="The `id` of the last event seen: what was missed since is told first. Browsers send it.",
+            description="`id` of the last received event; later events are sent first. Browsers set it.",
             examples=["1763810000000-0"],
         ),
     ] = None,
 ) -> Response:
-    """Everything that happens to a job, as it happens."""
+    """Follow a job by server-sent events."""
     if last_event_id == THE_END:
         return Response(status_code=204)
     return EventSourceResponse(_stream(jobs, listener, job, _known(last_event_id)), headers=HEADERS)
@@ -67,7 +67,7 @@ async def _stream(jobs: Jobs, listener: Listener, job: JobRecord, last: str | No
     yield format_sse_event(retry=RETRY_MS)
     async for event in follow(jobs, listener, job, last):
         if event is None:
-            yield format_sse_event(comment="still here")
+            yield format_sse_event(comment="keep-alive")
         else:
             yield format_sse_event(
                 event="end" if event.id == THE_END else "job",
@@ -77,6 +77,6 @@ async def _stream(jobs: Jobs, listener: Listener, job: JobRecord, last: str | No
 
 
 def _known(last_event_id: str | None) -> str | None:
-    """The id where it is one of ours: milliseconds and a number; anything else begins anew."""
+    """The id if it has the form of an event id (milliseconds-number); None, from the start, for any other value."""
     first, _, second = (last_event_id or "").partition("-")
     return last_event_id if first.isdecimal() and second.isdecimal() and len(first + second) < 30 else None

@@ -1,4 +1,4 @@
-"""A job: look at it, list one's own, cancel it, remove it."""
+"""Show, list, cancel and delete jobs."""
 
 from typing import Annotated
 
@@ -26,10 +26,15 @@ async def show(
     listener: ListenerDep,
     wait: Annotated[
         float,
-        Query(ge=0, le=60, allow_inf_nan=False, description="Answer when the job has ended, or after so many seconds."),
+        Query(
+            ge=0,
+            le=60,
+            allow_inf_nan=False,
+            description="Long poll: respond once the job has ended, or after this many seconds.",
+        ),
     ] = 0,
 ) -> JobView:
-    """Where a job is: status, stage, frames done, position, and links to its result once it has succeeded."""
+    """Show a job: status, progress, position in the queue, and links to the result once it has succeeded."""
     if wait > 0:
         await wait_for_end(jobs, listener, job.id, wait)
     return await to_thread.run_sync(lambda: jobs.view(jobs.find(job.id, job.owner)))
@@ -48,14 +53,14 @@ def index(
         str | None,
         Query(
             pattern="^[0-9a-z]{1,64}$",
-            description="`next` of the page before.",
+            description="`next` of the previous page.",
             examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"],
         ),
     ] = None,
     status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
-    limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs per page.")] = 50,
 ) -> JobPage:
-    """One's own jobs, newest first."""
+    """List the caller's jobs, newest first."""
     return jobs.page(owner=owner, before=cursor, status=status, size=limit)
 
 
@@ -66,7 +71,7 @@ def index(
     responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
 def cancel(job: ExistingJob, jobs: JobsDep) -> JobView:
-    """Cancel a job, queued or running; a job that has ended stays as it ended."""
+    """Cancel a queued or running job; has no effect on a job that has ended."""
     return jobs.cancel(job)
 
 
@@ -77,5 +82,5 @@ def cancel(job: ExistingJob, jobs: JobsDep) -> JobView:
     responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
 def delete(job: ExistingJob, jobs: JobsDep) -> None:
-    """Cancel a job and remove its video, its result and the job itself."""
+    """Cancel a job and delete it with its video and result."""
     jobs.delete(job)

@@ -1,4 +1,4 @@
-"""The page: plain files of the package, shut in by a strict content security policy."""
+"""The web page: static files of the package, served under a strict content security policy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +41,7 @@ def docs() -> FileResponse:
 def file(name: Annotated[str, PathParameter(pattern=r"^[a-z0-9-]{1,40}\.[a-z0-9]{2,4}$")]) -> FileResponse:
     path = FOLDER / name
     if path.suffix not in MEDIA_TYPES or not path.is_file():
-        raise HTTPException(404, f"the page has no file {name}")
+        raise HTTPException(404, f"there is no page file {name}")
     return _file(path)
 
 

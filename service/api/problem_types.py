@@ -1,4 +1,4 @@
-"""What the type of a problem means: its path, asked for, tells what helps."""
+"""GET /problems/{name}: the description of a problem type. The `type` of a problem is this path."""
 
 from typing import Annotated
 
@@ -13,35 +13,35 @@ from uvos.errors import InvalidParameters, UvosError
 
 router = APIRouter(tags=["problems"])
 
-KINDS = {
-    kind.type().rsplit("/", 1)[1]: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, UvosError) and kind is not UvosError
+PROBLEM_TYPES = {
+    error.type().rsplit("/", 1)[1]: error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, UvosError) and error is not UvosError
 }
 
 
-class Kind(Schema):
-    """One type of problem."""
+class ProblemType(Schema):
+    """A problem type."""
 
     type: str = Field(examples=["/problems/too-many-frames"])
-    """As problems carry it."""
+    """Type URI, as in `type` of a problem."""
     title: str = Field(examples=["Too many frames"])
-    """In words."""
+    """Problem type in words."""
     status: int = Field(examples=[422])
-    """The HTTP status that comes with it."""
-    remedy: str = Field(examples=["Send a part of the video with `start` and `end`."])
-    """What helps."""
+    """HTTP status of responses with this problem."""
+    remedy: str = Field(examples=["Shorten the part with `start` and `end`."])
+    """How to resolve the problem."""
 
 
 @router.get(
     "/problems/{name}",
-    responses={404: {"description": "There is no such type of problem."}, **problems(InvalidParameters)},
+    responses={404: {"description": "There is no such problem type."}, **problems(InvalidParameters)},
 )
 def problem(
-    name: Annotated[str, Path(max_length=64, description="The end of a problem's `type`.", examples=["not-a-video"])],
-) -> Kind:
-    """What a type of problem means, and what helps."""
-    if name not in KINDS:
-        raise HTTPException(404, f"there is no problem {name}")
-    kind = KINDS[name]
-    return Kind(type=kind.type(), title=kind.title, status=kind.status, remedy=kind.remedy)
+    name: Annotated[str, Path(max_length=64, description="Last part of the type URI.", examples=["not-a-video"])],
+) -> ProblemType:
+    """Describe a problem type and its remedy."""
+    if name not in PROBLEM_TYPES:
+        raise HTTPException(404, f"there is no problem type {name}")
+    error = PROBLEM_TYPES[name]
+    return ProblemType(type=error.type(), title=error.title, status=error.status, remedy=error.remedy)

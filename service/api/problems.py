@@ -1,4 +1,4 @@
-"""Errors as application/problem+json (RFC 9457), the only form in which this service answers a failure."""
+"""Render errors as application/problem+json (RFC 9457); no other module renders errors."""
 
 from typing import Any
 
@@ -11,36 +11,33 @@ from uvos.contract import FieldProblem, Problem
 from uvos.errors import InternalError, InvalidParameters, UvosError
 
 MEDIA_TYPE = "application/problem+json"
+PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 
 
 def respond(error: UvosError, errors: list[FieldProblem] | None = None) -> Response:
-    """The response that tells of an expected failure."""
+    """The response to an expected failure."""
     problem = error.problem()
     problem.errors = errors
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
     return _render(problem, headers)
 
 
-def problems(*kinds: type[UvosError]) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of an endpoint that may raise these."""
-    found: dict[int | str, dict[str, Any]] = {}
-    for kind in kinds:
-        response = found.setdefault(
-            kind.status, {"description": "", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA, "examples": {}}}}
-        )
-        response["description"] += f"{', ' if response['description'] else ''}{kind.title}"
-        response["content"][MEDIA_TYPE]["examples"][kind.__name__] = {
-            "summary": kind.remedy,
-            "value": {"type": kind.type(), "title": kind.title, "status": kind.status, "detail": kind.remedy},
+def problems(*problem_types: type[UvosError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of an endpoint that may raise these errors."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in problem_types:
+        content = {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA, "examples": {}}}
+        response = responses.setdefault(error.status, {"description": "", "content": content})
+        response["description"] += f"{', ' if response['description'] else ''}{error.title}"
+        response["content"][MEDIA_TYPE]["examples"][error.__name__] = {
+            "summary": error.remedy,
+            "value": {"type": error.type(), "title": error.title, "status": error.status, "detail": error.remedy},
         }
-    return found
-
-
-PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+    return responses
 
 
 def install(app: FastAPI) -> None:
-    """Render every failure of `app` as a problem."""
+    """Render every error of `app` as a problem."""
 
     @app.exception_handler(UvosError)
     async def expected(_: Request, error: UvosError) -> Response:
@@ -58,17 +55,17 @@ def install(app: FastAPI) -> None:
         return _render(problem, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
-    async def bug(_: Request, __: Exception) -> Response:  # the server logs the traceback; nobody else sees it
-        return respond(InternalError("something went wrong in the service; it has been logged"))
+    async def bug(_: Request, __: Exception) -> Response:  # the server logs the traceback; the client must not see it
+        return respond(InternalError("an unexpected error occurred in the service; the log has its traceback"))
 
 
 def respond_invalid(errors: Any) -> Response:
-    """One answer that names every field that is wrong, with what was given."""
+    """One response that lists all invalid fields with their values."""
     fields = [
         FieldProblem(
             field=".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path")) or "body",
             message=item["msg"].removeprefix("Value error, "),
-            actual=_shown(item.get("input")),
+            actual=_shortened(item.get("input")),
             limit=_limit(item.get("ctx") or {}),
         )
         for item in errors
@@ -78,7 +75,7 @@ def respond_invalid(errors: Any) -> Response:
     return respond(InvalidParameters(detail, limit=first.limit, actual=first.actual), fields)
 
 
-def _shown(value: object) -> str | None:
+def _shortened(value: object) -> str | None:
     return None if value is None else str(value)[:200]
 
 

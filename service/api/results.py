@@ -1,4 +1,4 @@
-"""What a job made: masks, run lengths, overlay, manifest, and the text formats made from the run lengths."""
+"""Results of a job: masks, RLE, overlay, manifest, and the text formats rendered from the RLE."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -21,18 +21,24 @@ router = APIRouter(
 
 TauQuery = Annotated[
     float | None,
-    Query(gt=0, le=1000, allow_inf_nan=False, description="Which level; default: the first.", examples=[1.0]),
+    Query(
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="Tau of the level. Default: the first level.",
+        examples=[1.0],
+    ),
 ]
 IfNoneMatchHeader = Annotated[
     str | None,
-    Header(alias="If-None-Match", description="ETag of what the client has.", examples=['"1f3870be274f6c49"']),
+    Header(alias="If-None-Match", description="ETag of the cached response.", examples=['"1f3870be274f6c49"']),
 ]
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 
 
 PARTIAL: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The part that `Range` asked for."},
-    416: {"description": "`Range` asks for what is not there."},
+    206: {"description": "The requested range."},
+    416: {"description": "The requested range is not satisfiable."},
 }
 
 
@@ -42,40 +48,40 @@ def document(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 def binary(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a file of bytes."""
+    """The `responses=` of a binary file."""
     schema = {"type": "string", "format": "binary"}
     return {200: {"description": "The file.", "content": {media_type: {"schema": schema}}}, **PARTIAL}
 
 
-def made(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a format that is made from the run lengths."""
+def rendered(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a format that is rendered from the RLE."""
     return {
         200: {"description": f"{description}.", "content": {media_type: {}}},
-        304: {"description": "The client has it already."},
+        304: {"description": "The cached response is current."},
     }
 
 
 @router.get("/manifest.json", response_class=FileResponse, responses=document(Manifest))
 def manifest(result: PublishedResult) -> FileResponse:
-    """What was done, with what, and what came out: enough to do it again."""
+    """Parameters, model, versions and objects of the result: everything needed to reproduce it."""
     return FileResponse(result.manifest_path, media_type="application/json", headers=IMMUTABLE)
 
 
 @router.get("/rle.json", response_class=FileResponse, responses=document(RleDocument))
 def rle(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
-    """COCO run lengths of every object in every frame."""
+    """COCO RLE of every object in every frame."""
     return FileResponse(result.file(tau, "rle.json"), media_type="application/json", headers=IMMUTABLE)
 
 
 @router.get("/rounds.json", response_class=FileResponse, responses=document(RoundsDocument))
 def rounds(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
-    """The groups of patches after the first round of the clustering; the manifest tells how they merged."""
+    """Clusters after the first round of Algorithm 1; the manifest lists the merges of the later rounds."""
     return FileResponse(result.file(tau, "rounds.json"), media_type="application/json", headers=IMMUTABLE)
 
 
 @router.get("/masks.zip", response_class=FileResponse, responses=binary("application/zip"))
 def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
-    """All masks as palette PNGs in the layout of DAVIS: `<video name>/00000.png …`."""
+    """All masks as palette PNGs in the DAVIS layout: `<video name>/00000.png …`."""
     return FileResponse(
         result.file(tau, "masks.zip"),
         media_type="application/zip",
@@ -87,25 +93,25 @@ def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
 @router.get("/masks/{frame}.png", response_class=FileResponse, responses=binary("image/png"))
 def mask(
     result: PublishedResult,
-    frame: Annotated[int, Path(ge=0, le=10_000_000, description="Index of the frame, from 0.", examples=[0])],
+    frame: Annotated[int, Path(ge=0, le=10_000_000, description="Frame index, from 0.", examples=[0])],
     tau: TauQuery = None,
 ) -> FileResponse:
-    """The mask of one frame: palette PNG, 0 is background."""
+    """Mask of one frame: palette PNG, 0 is background."""
     return FileResponse(result.file(tau, f"masks/{frame:05d}.png"), media_type="image/png", headers=IMMUTABLE)
 
 
 @router.get("/overlay.mp4", response_class=FileResponse, responses=binary("video/mp4"))
 def overlay(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
-    """The video with coloured masks over it (H.264)."""
+    """Video with coloured masks drawn over it (H.264)."""
     return FileResponse(result.file(tau, "overlay.mp4"), media_type="video/mp4", headers=IMMUTABLE)
 
 
-@router.get("/youtube-vis.json", response_class=Response, responses=made("application/json", "YouTube-VIS results"))
+@router.get("/youtube-vis.json", response_class=Response, responses=rendered("application/json", "YouTube-VIS results"))
 def youtube_vis_json(
     result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None
 ) -> Response:
-    """The objects as YouTube-VIS results: one entry an object, one run length or null a frame."""
-    return _make(
+    """YouTube-VIS results: one entry per object, one RLE or null per frame."""
+    return _render(
         result.tag(tau, "youtube-vis"),
         lambda: youtube_vis.render(result.rle(tau), result.manifest_level(tau)),
         "application/json",
@@ -113,18 +119,18 @@ def youtube_vis_json(
     )
 
 
-@router.get("/cvat.xml", response_class=Response, responses=made("application/xml", "CVAT for video 1.1"))
+@router.get("/cvat.xml", response_class=Response, responses=rendered("application/xml", "CVAT for video 1.1"))
 def cvat_xml(
     result: PublishedResult,
     tau: TauQuery = None,
     tracks: Annotated[
         cvat.Tracks,
-        Query(description="What a track is: an object, as the format means it; or a mask, all that CVAT imports."),
+        Query(description="What a track holds: an object, as the format defines, or one mask, as CVAT imports."),
     ] = cvat.Tracks.object,
     if_none_match: IfNoneMatchHeader = None,
 ) -> Response:
-    """The objects as CVAT for video 1.1: tracks of masks, run lengths row by row inside their box."""
-    return _make(
+    """CVAT for video 1.1: tracks of masks, row-major RLE within the bounding box."""
+    return _render(
         result.tag(tau, f"cvat-{tracks.value}"),
         lambda: cvat.render(result.rle(tau), result.manifest, tracks=tracks),
         "application/xml",
@@ -132,8 +138,8 @@ def cvat_xml(
     )
 
 
-def _make(tag: str, render: Callable[[], str], media_type: str, if_none_match: str | None) -> Response:
+def _render(tag: str, render: Callable[[], str], media_type: str, if_none_match: str | None) -> Response:
     headers = IMMUTABLE | {"ETag": tag}
-    if if_none_match is not None and tag in (one.strip().removeprefix("W/") for one in if_none_match.split(",")):
+    if if_none_match is not None and tag in (etag.strip().removeprefix("W/") for etag in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(render(), media_type=media_type, headers=headers)

@@ -1,15 +1,17 @@
 """POST /segment."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 
 from service.api.dependencies import JobsDep, OwnerDep, SettingsDep
 from service.api.problems import problems
 from service.http.upload import params_of, receive, video_name
 from service.jobs.webhooks import MAX_URL, check_url
 from service.settings import Settings
+from service.storage.folder import Upload
 from uvos.contract import JobView, SegmentParams
 from uvos.errors import (
     EmptyUpload,
@@ -32,12 +34,42 @@ CALLBACK_URL = {
     "type": "string",
     "maxLength": MAX_URL,
     "examples": ["https://example.com/hooks/uvos"],
-    "description": "Where to POST how the job ended (Standard Webhooks); only where the service sends webhooks.",
+    "description": "Webhook URL for the end of the job (Standard Webhooks); only if the service has webhooks enabled.",
 }
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A received form, with its parameters validated; the upload is removed unless it is submitted."""
+
+    upload: Upload
+    params: SegmentParams
+    video_name: str
+    sha256: str
+    callback_url: str | None
+
+
+async def receive_submission(request: Request, jobs: JobsDep, settings: SettingsDep) -> Submission:
+    """Receive the form and validate its fields.
+
+    Raises:
+        RequestValidationError: parameters are invalid.
+        UvosError: as `receive` and `_callback_url` raise.
+    """
+    form = await receive(request, jobs.storage, max_upload_bytes=settings.max_upload_bytes)
+    assert form.upload is not None
+    try:
+        callback_url = _callback_url([value for name, value in form.fields if name == "callback_url"], settings)
+        params = params_of([field for field in form.fields if field[0] != "callback_url"])
+        sha256 = await to_thread.run_sync(form.upload.finish)
+    except BaseException:
+        form.upload.__exit__()
+        raise
+    return Submission(form.upload, params, video_name(form.filename), sha256, callback_url)
+
+
 def form_schema() -> dict[str, Any]:
-    """The multipart form for OpenAPI: the contract's parameters and the video."""
+    """The multipart form for OpenAPI: the parameters of the contract and the video."""
     schema = SegmentParams.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     properties = {name: _inlined(field, definitions) for name, field in schema["properties"].items()}
@@ -51,10 +83,10 @@ def form_schema() -> dict[str, Any]:
 
 
 def _inlined(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema with its enums written out, and without the null that a form cannot send."""
+    """Inline the enums of a field and drop null, which a form cannot send."""
     if "anyOf" in field:
-        kept = [option for option in field["anyOf"] if option.get("type") != "null"]
-        field = {key: value for key, value in field.items() if key not in ("anyOf", "default")} | kept[0]
+        options = [option for option in field["anyOf"] if option.get("type") != "null"]
+        field = {key: value for key, value in field.items() if key not in ("anyOf", "default")} | options[0]
     if "$ref" in field:
         name = field.pop("$ref").rsplit("/", 1)[1]
         field = {"type": "string", "enum": definitions[name]["enum"]} | field
@@ -64,87 +96,76 @@ def _inlined(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, An
     return field
 
 
+ACCEPTED = {
+    "description": "Accepted; poll the URL in `Location`.",
+    "headers": {
+        "Location": {"description": "URL of the job.", "schema": {"type": "string"}},
+        "Retry-After": {"description": "Seconds to wait before polling.", "schema": {"type": "integer"}},
+    },
+}
+PROBLEMS = problems(
+    InvalidParameters,
+    UnknownModel,
+    EmptyUpload,
+    IdempotencyConflict,
+    NotAVideo,
+    UploadTooLarge,
+    StorageFull,
+    QueueUnavailable,
+    QueueFull,
+    RequestTooSlow,
+    TooManyJobs,
+)
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Requests with the same key and the same content return the same job.",
+        examples=["my-clip-1"],
+    ),
+]
+
+
 @router.post(
     "/segment",
     status_code=202,
     response_model_exclude_none=True,
-    responses={
-        202: {
-            "description": "Accepted; poll `Location`.",
-            "headers": {
-                "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
-                "Retry-After": {
-                    "description": "Seconds until the first look is worth it.",
-                    "schema": {"type": "integer"},
-                },
-            },
-        },
-        **problems(
-            InvalidParameters,
-            UnknownModel,
-            EmptyUpload,
-            IdempotencyConflict,
-            NotAVideo,
-            UploadTooLarge,
-            StorageFull,
-            QueueUnavailable,
-            QueueFull,
-            RequestTooSlow,
-            TooManyJobs,
-        ),
-    },
+    responses={202: ACCEPTED, **PROBLEMS},
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}},
 )
-async def segment(
-    request: Request,
-    response: Response,
+def segment(
     jobs: JobsDep,
-    settings: SettingsDep,
     owner: OwnerDep,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="The same key with the same content gives the same job.",
-            examples=["my-clip-1"],
-        ),
-    ] = None,
+    submission: Annotated[Submission, Depends(receive_submission)],
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Send a video; get a job that ends with the masks of its objects."""
-    form = await receive(request, jobs.storage, max_upload_bytes=settings.max_upload_bytes)
-    assert form.upload is not None
-    with form.upload as upload:
-        callback_url = _callback_url(form.fields, settings)
-        params = params_of([field for field in form.fields if field[0] != "callback_url"])
-        sha256 = await to_thread.run_sync(upload.finish)
-        job = await to_thread.run_sync(
-            lambda: jobs.submit(
-                upload,
-                params,
-                video_name=video_name(form.filename),
-                sha256=sha256,
-                owner=owner,
-                idempotency_key=idempotency_key,
-                callback_url=callback_url,
-            )
+    """Submit a video; returns the job, whose result is the masks of the objects in the video."""
+    with submission.upload as upload:
+        job = jobs.submit(
+            upload,
+            submission.params,
+            video_name=submission.video_name,
+            sha256=submission.sha256,
+            owner=owner,
+            idempotency_key=idempotency_key,
+            callback_url=submission.callback_url,
         )
-    response.headers["Location"] = job.links.self
-    response.headers["Retry-After"] = str(POLL_AFTER_S)
+    response.headers.update({"Location": job.links.self, "Retry-After": str(POLL_AFTER_S)})
     return job
 
 
-def _callback_url(fields: list[tuple[str, str]], settings: Settings) -> str | None:
-    """Whom to tell.
+def _callback_url(urls: list[str], settings: Settings) -> str | None:
+    """The webhook URL of a form.
 
     Raises:
-        InvalidParameters: no webhooks are sent, or not to such a URL.
+        InvalidParameters: webhooks are off, or the URL is given twice or not allowed.
     """
-    urls = [value for name, value in fields if name == "callback_url"]
     if not urls:
         return None
     if settings.webhook_secret is None:
-        raise InvalidParameters("callback_url: this service sends no webhooks (UVOS_WEBHOOK_SECRET is not set)")
+        raise InvalidParameters("callback_url: webhooks are off on this service (UVOS_WEBHOOK_SECRET is not set)")
     if len(urls) > 1:
-        raise InvalidParameters("callback_url: given twice", limit=1, actual=len(urls))
+        raise InvalidParameters(f"callback_url: must be given once, got {len(urls)}", limit=1, actual=len(urls))
     return check_url(urls[0])

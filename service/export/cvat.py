@@ -1,4 +1,4 @@
-"""CVAT for video 1.1: tracks of masks, run lengths row by row inside their box."""
+"""CVAT for video 1.1: tracks of masks, row-major RLE within the bounding box."""
 
 import re
 from enum import StrEnum
@@ -10,37 +10,37 @@ import numpy as np
 from uvos import rle
 from uvos.contract import Manifest, RleDocument, RleMask
 
-LABEL = "object"  # the method finds objects, not classes
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even as an entity
+LABEL = "object"  # the method does not classify objects
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # invalid even as entities
 
 
 class Tracks(StrEnum):
-    """What a track is."""
+    """Meaning of a track."""
 
     object = "object"
-    """An object through the whole video: as the format means it."""
+    """An object through the whole video, as the format defines."""
     mask = "mask"
-    """A mask in one frame: as CVAT itself exports masks, and all that its importer understands so far. Of a longer
-    track of masks it keeps the first and drops the rest. The masks of an object share its `group_id`."""
+    """A mask in one frame, as CVAT exports masks. The importer of CVAT keeps only the first mask of a longer track.
+    The masks of an object share its `group_id`."""
 
 
 def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks.object) -> str:
     """The XML of one level.
 
-    `group_id` is the object's id, as is a track's `id` where a track is an object. `frame` counts the frames of the
-    result, as the manifest's `pts_s` does: with `start`, `end` or `fps` they are not all of the video's. A mask
-    marked `outside` ends a track in the frame after the object was last seen; it may return in a later one.
+    `group_id` is the object id, and so is the `id` of a track that is an object. `frame` indexes the frames of the
+    result, like `pts_s` of the manifest; with `start`, `end` or `fps` these are not all frames of the video. A mask
+    marked `outside` hides the object from the frame after its last mask; a later mask shows it again.
 
     Source: docs.cvat.ai, "XML annotation format", version 1.1, section on interpolation; masks as CVAT writes them.
     """
-    seen: dict[int, list[tuple[int, str]]] = {}
+    masks_by_object: dict[int, list[tuple[int, str]]] = {}
     for position, frame in enumerate(document.frames):
-        for each in frame.objects:
-            seen.setdefault(each.id, []).append((position, _box(each.rle)))
+        for item in frame.objects:
+            masks_by_object.setdefault(item.id, []).append((position, _box(item.rle)))
     lines = ['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>"]
     lines += _meta(document, manifest)
     count = 0
-    for label, masks in sorted(seen.items()):
+    for label, masks in sorted(masks_by_object.items()):
         for track in [masks] if tracks is Tracks.object else [[mask] for mask in masks]:
             number = label if tracks is Tracks.object else count
             count += 1
@@ -52,7 +52,7 @@ def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks
 
 
 def _masks(masks: list[tuple[int, str]], frames: int) -> list[str]:
-    """The elements of one track: every mask, and after each that is not followed by the next frame's, its end."""
+    """The elements of one track: its masks, and an `outside` element wherever the next frame has no mask."""
     elements = []
     for (frame, box), (following, _) in pairwise([*masks, (frames, "")]):
         elements.append(_element(frame, box, outside=False))
@@ -66,12 +66,12 @@ def _element(frame: int, box: str, *, outside: bool) -> str:
 
 
 def _box(mask: RleMask) -> str:
-    """The attributes `rle`, `left`, `top`, `width` and `height` of a mask that has a pixel at least."""
+    """The attributes `rle`, `left`, `top`, `width` and `height` of a mask that is not empty."""
     height = mask.size[0]
     lengths = rle.runs(mask.counts)
     edges = lengths.cumsum()
     left, right = int(edges[0]) // height, (int(edges[1::2][-1]) - 1) // height  # first and last column
-    # Only the columns of the box are restored.
+    # Only the columns of the bounding box are decoded.
     clipped = np.diff(np.clip(edges, left * height, (right + 1) * height), prepend=left * height)
     ones = np.arange(len(clipped)) % 2 == 1
     columns = ones.repeat(clipped).reshape(right - left + 1, height)

@@ -1,6 +1,7 @@
-"""Refuse what can be refused before a body is read: no key, a foreign page, too many jobs, too large, no room.
+"""Admission control: reject requests before their body is read.
 
-Endpoints run after the body has begun to come in; this small ASGI layer stands before them.
+Covers a missing API key, cross-site requests, too many jobs, too large uploads and a full queue. FastAPI runs
+dependencies after it has started to read the body; this ASGI middleware runs before.
 """
 
 from collections import Counter
@@ -11,34 +12,34 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import respond
-from service.http.api_keys import Keys
-from service.http.csrf import check_page
+from service.http.api_keys import ApiKeys
+from service.http.csrf import check_origin
 from service.jobs.jobs import Jobs
 from uvos.errors import KeyRequired, TooManyJobs, UploadTooLarge, UvosError
 
-FORM_OVERHEAD = 2**20  # bytes of a form beside the video
+FORM_OVERHEAD = 2**20  # bytes of a multipart form besides the video
 PUBLIC = {"/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-PUBLIC_FOLDERS = ("/page/", "/problems/")  # everything else needs a key, where keys are asked for
+PUBLIC_FOLDERS = ("/page/", "/problems/")  # every other path requires a key, if the service requires keys
 
 
 class Admission:
-    """Stands before the app; tells it whose request it is as `scope["uvos.owner"]`."""
+    """ASGI middleware that admits requests and sets `scope["uvos.owner"]`, the owner of the API key."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         max_upload_bytes: int,
-        keys: Keys | None = None,
+        keys: ApiKeys | None = None,
         allowed_hosts: Collection[str] = (),
         max_queued_per_key: int = 100,
     ) -> None:
         self.app = app
-        self.limit = max_upload_bytes
+        self.max_upload_bytes = max_upload_bytes
         self.keys = keys
         self.allowed_hosts = {name.lower() for name in allowed_hosts}
         self.max_queued_per_key = max_queued_per_key
-        self._incoming: Counter[str] = Counter()  # uploads on their way, by owner
+        self._uploading: Counter[str] = Counter()  # uploads in progress, by owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,47 +49,53 @@ class Admission:
             owner = self._owner(scope)
             scope["uvos.owner"] = owner
             if scope["method"] == "POST" and scope["path"] == "/segment":
-                await self._admit(scope)
+                await self._check_upload(scope)
                 if owner is not None:
-                    await self._take(owner, scope, receive, send)
+                    await self._admit_within_quota(owner, scope, receive, send)
                     return
         except UvosError as error:
-            await self._refuse(error, scope, receive, send)
+            await self._reject(error, scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _owner(self, scope: Scope) -> str | None:
-        """Whose key it is; None where no keys are asked for, or none is needed.
+        """Owner of the API key; None if the service or the path requires no key.
 
         Raises:
-            KeyRequired: there is none, or an unknown one.
-            HostNotAllowed, ForeignPage: there are no keys, and a browser asks for a page that is not ours.
+            KeyRequired: the key is missing or unknown.
+            HostNotAllowed, ForeignPage: the service requires no key, and a browser sends a cross-site request.
         """
+        headers = dict(scope["headers"])
         if self.keys is None:
-            check_page(scope["method"], dict(scope["headers"]), self.allowed_hosts)
+            check_origin(scope["method"], headers, self.allowed_hosts)
             return None
         path = scope["path"]
         if path in PUBLIC or path.startswith(PUBLIC_FOLDERS):
             return None
-        return self.keys.owner_of(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
+        return self.keys.owner_of(headers.get(b"authorization", b"").decode("latin-1"))
 
-    async def _admit(self, scope: Scope) -> None:
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self.limit + FORM_OVERHEAD:
+    async def _check_upload(self, scope: Scope) -> None:
+        """Check the announced size and the length of the queue.
+
+        Raises:
+            UploadTooLarge: Content-Length exceeds the limit.
+            QueueUnavailable, QueueFull: the job could not be queued.
+        """
+        length, limit = dict(scope["headers"]).get(b"content-length", b""), self.max_upload_bytes
+        if length.isdigit() and int(length) > limit + FORM_OVERHEAD:
             raise UploadTooLarge(
-                f"the upload is {int(length)} bytes, at most {self.limit} may be", limit=self.limit, actual=int(length)
+                f"the upload has {int(length)} bytes, the limit is {limit}", limit=limit, actual=int(length)
             )
         jobs: Jobs = scope["state"]["jobs"]
         await to_thread.run_sync(jobs.check_room)
 
-    async def _take(self, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the upload in if its owner may have one more job, and tell how many more."""
+    async def _admit_within_quota(self, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit the upload if the owner may have one more job; adds RateLimit headers to the response."""
         jobs: Jobs = scope["state"]["jobs"]
         limit = self.max_queued_per_key
-        self._incoming[owner] += 1  # at once: of many that come together, no more than fit get in
+        self._uploading[owner] += 1  # before the count below, so that concurrent uploads count each other
         try:
-            used = await to_thread.run_sync(jobs.open_of, owner) + self._incoming[owner]
+            used = await to_thread.run_sync(jobs.open_of, owner) + self._uploading[owner]
 
             async def send_with_limits(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -98,23 +105,19 @@ class Admission:
                 await send(message)
 
             if used > limit:
-                error = TooManyJobs(
-                    f"{limit} jobs of this key have not ended, more may not be",
-                    limit=limit,
-                    actual=limit,
-                    retry_after_s=10,
-                )
-                await self._refuse(error, scope, receive, send_with_limits)
+                detail = f"this API key has {limit} jobs that have not ended, the limit is {limit}"
+                error = TooManyJobs(detail, limit=limit, actual=limit, retry_after_s=10)
+                await self._reject(error, scope, receive, send_with_limits)
                 return
             await self.app(scope, receive, send_with_limits)
         finally:
-            self._incoming[owner] -= 1
-            if not self._incoming[owner]:
-                del self._incoming[owner]
+            self._uploading[owner] -= 1
+            if not self._uploading[owner]:
+                del self._uploading[owner]
 
-    async def _refuse(self, error: UvosError, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _reject(self, error: UvosError, scope: Scope, receive: Receive, send: Send) -> None:
         response = respond(error)
         if isinstance(error, KeyRequired):
             response.headers["WWW-Authenticate"] = "Bearer"
-        response.headers["Connection"] = "close"  # a body will not be read
+        response.headers["Connection"] = "close"  # the body is not read
         await response(scope, receive, send)

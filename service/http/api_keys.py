@@ -1,6 +1,6 @@
-"""API keys: long random secrets that a client shows and the service knows by their hashes alone.
+"""API keys: random secrets of which the service stores only the hash.
 
-A key has 256 random bits, so one round of SHA-256 hides it as well as a slow hash would.
+A key has 256 random bits, so a single round of SHA-256 is as safe as a slow password hash.
 """
 
 import hashlib
@@ -16,36 +16,36 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
-class Keys:
-    """Who may ask: names by the hashes of their keys, from a setting and from a file that may change meanwhile."""
+class ApiKeys:
+    """Owner names by the hash of their keys, from a setting and from a file that is reloaded when it changes."""
 
-    def __init__(self, listed: str | None = None, file: Path | None = None) -> None:
-        self._listed = _parse(listed.replace(",", "\n")) if listed else {}
+    def __init__(self, setting: str | None = None, file: Path | None = None) -> None:
+        self._from_setting = _parse(setting.replace(",", "\n")) if setting else {}
         self._file = file
-        self._read_at: tuple[int, int] | None = None
+        self._file_version: tuple[int, int] | None = None
         self._from_file: dict[str, str] = {}
         self._reload()
 
     def __bool__(self) -> bool:
-        return bool(self._listed or self._from_file)
+        return bool(self._from_setting or self._from_file)
 
     def owner_of(self, authorization: str) -> str:
-        """Whose key an Authorization header holds.
+        """Name of the owner of the key in an Authorization header.
 
         Raises:
-            KeyRequired: nobody's.
+            KeyRequired: the header has no key, or an unknown one.
         """
         scheme, _, key = authorization.strip().partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise KeyRequired("send an API key: Authorization: Bearer uvos_...")
+            raise KeyRequired("the request has no API key: send Authorization: Bearer uvos_...")
         self._reload()
-        shown = digest_of(key.strip())
+        presented = digest_of(key.strip())
         owner = None
-        for digest, name in (*self._listed.items(), *self._from_file.items()):  # all of them, whichever it is
-            if hmac.compare_digest(digest, shown):
+        for digest, name in (*self._from_setting.items(), *self._from_file.items()):  # no early exit: constant time
+            if hmac.compare_digest(digest, presented):
                 owner = name
         if owner is None:
-            raise KeyRequired("this API key is not known")
+            raise KeyRequired("the API key is unknown")
         return owner
 
     def _reload(self) -> None:
@@ -54,30 +54,31 @@ class Keys:
         try:
             status = self._file.stat()
         except FileNotFoundError:
-            self._from_file, self._read_at = {}, None
+            self._from_file, self._file_version = {}, None
             return
-        if (status.st_mtime_ns, status.st_size) != self._read_at:
+        if (status.st_mtime_ns, status.st_size) != self._file_version:
             self._from_file = _parse(self._file.read_text())
-            self._read_at = (status.st_mtime_ns, status.st_size)
+            self._file_version = (status.st_mtime_ns, status.st_size)
 
 
 def new_key() -> str:
+    """A random API key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> str:
-    """SHA-256 in hex: all that is kept of a key."""
+    """SHA-256 of a key, in hex: the only form in which a key is stored."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def add_key(file: Path, name: str) -> str:
-    """Make a key for `name` and note its hash in `file`; the key itself is told once and never again.
+    """Create a key for `name`, append its hash to `file`, and return the key, which is not stored.
 
     Raises:
-        ValueError: that is no name.
+        ValueError: the name is invalid.
     """
     if NAME.fullmatch(name) is None:
-        raise ValueError(f"{name!r} is no name for a key: use up to 32 of a-z, 0-9, '.', '_', '-'")
+        raise ValueError(f"a key name has 1 to 32 characters of a-z, 0-9, '.', '_', '-', got {name!r}")
     key = new_key()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch(mode=0o600)
@@ -87,14 +88,14 @@ def add_key(file: Path, name: str) -> str:
 
 
 def _parse(text: str) -> dict[str, str]:
-    """Lines of name:sha256; a name may have several keys."""
-    found: dict[str, str] = {}
+    """Owner names by key hash, from lines of name:sha256; a name may have several keys."""
+    owners: dict[str, str] = {}
     for line in text.splitlines():
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         name, _, digest = line.partition(":")
         if NAME.fullmatch(name) is None or re.fullmatch(r"[0-9a-f]{64}", digest.strip()) is None:
-            raise ValueError(f"not an API key's line, name:sha256 in hex: {line[:40]!r}")
-        found[digest.strip()] = name
-    return found
+            raise ValueError(f"an API key entry must be name:sha256 with the hash in hex, got {line[:40]!r}")
+        owners[digest.strip()] = name
+    return owners

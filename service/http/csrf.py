@@ -1,10 +1,9 @@
-"""Which web pages may use a service that asks for no keys: its own.
+"""Protection against cross-site requests and DNS rebinding, for a service that requires no API keys.
 
-A browser sends what any page tells it to, also to an address that only this machine can reach. A page of another site
-may post a form there, unasked (cross-site request forgery); and a page whose own name is made to point at this
-machine's address counts as ours to the browser, and may read the answers too (DNS rebinding). The first shows in
-`Origin`, the second in `Host`. Programs that are no browsers send no `Origin` and are not concerned. Where keys are
-asked for, neither page has one.
+A browser sends a form of any site to any address, including addresses that only this machine can reach (cross-site
+request forgery); `Origin` reveals it. A site can also point its own host name at this machine, so that the browser
+lets its pages read the responses (DNS rebinding); `Host` reveals that. Clients other than browsers send no `Origin`
+and are not affected. With API keys the check is unnecessary: neither kind of page has a key.
 """
 
 from collections.abc import Collection
@@ -13,36 +12,36 @@ from urllib.parse import urlsplit
 
 from uvos.errors import ForeignPage, HostNotAllowed
 
-READING = {"GET", "HEAD", "OPTIONS"}  # change nothing, and without CORS headers another site cannot read the answer
-ANY = "*"
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # change nothing; without CORS headers another site cannot read the response
+ANY_HOST = "*"
 
 
-def check_page(method: str, headers: dict[bytes, bytes], allowed: Collection[str]) -> None:
-    """Refuse what a browser sends for a page that is not ours.
+def check_origin(method: str, headers: dict[bytes, bytes], allowed_hosts: Collection[str]) -> None:
+    """Reject requests that a browser sends on behalf of another site.
 
     Args:
-        method: Of the request.
-        headers: Names in lower case.
-        allowed: Names that may stand in Host and Origin besides localhost and addresses; "*" in Host: any.
+        method: HTTP method.
+        headers: Request headers, names in lower case.
+        allowed_hosts: Host names accepted in Host and Origin besides localhost and IP addresses; "*" accepts any Host.
 
     Raises:
-        HostNotAllowed: the service was asked for by a name that is not its own.
-        ForeignPage: a page of another site wants something done.
+        HostNotAllowed: Host names a host that is not allowed.
+        ForeignPage: Origin is another site, and the method is not safe.
     """
     host = headers.get(b"host", b"").decode("latin-1")
-    name = _name(host)
-    # An address cannot be made to point elsewhere; whoever sends no Host is no browser.
-    if not (host == "" or name == "localhost" or name in allowed or ANY in allowed or _is_address(name)):
-        raise HostNotAllowed(f"this service is not known as {host[:100]!r}", actual=host[:100])
-    if method in READING or b"origin" not in headers or headers.get(b"sec-fetch-site") == b"same-origin":
+    name = _host_name(host)
+    # An IP address cannot be rebound, and a request without Host does not come from a browser.
+    if host and not (name == "localhost" or name in allowed_hosts or ANY_HOST in allowed_hosts or _is_address(name)):
+        raise HostNotAllowed(f"the host {host[:100]!r} is not allowed", actual=host[:100])
+    if method in SAFE_METHODS or b"origin" not in headers or headers.get(b"sec-fetch-site") == b"same-origin":
         return
     origin = headers[b"origin"].decode("latin-1")
     _, _, site = origin.partition("://")
-    if site.lower() != host.lower() and _name(site) not in allowed:
-        raise ForeignPage(f"a page of {origin[:100]!r} may not ask for this", actual=origin[:100])
+    if site.lower() != host.lower() and _host_name(site) not in allowed_hosts:
+        raise ForeignPage(f"requests from pages of {origin[:100]!r} are not allowed", actual=origin[:100])
 
 
-def _name(site: str) -> str | None:
+def _host_name(site: str) -> str | None:
     """`host:port` without the port, in lower case."""
     try:
         return urlsplit(f"//{site}").hostname

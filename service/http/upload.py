@@ -1,4 +1,4 @@
-"""The body of POST /segment: the video streams to storage while it comes in, the fields are few and small."""
+"""The multipart body of POST /segment: the video streams to storage, the other fields are few and small."""
 
 from collections.abc import AsyncIterator
 from pathlib import PurePath
@@ -16,18 +16,18 @@ from service.storage.folder import Storage, Upload
 from uvos.contract import SegmentParams
 from uvos.errors import EmptyUpload, InvalidParameters, NotAVideo, RequestTooSlow, UploadTooLarge
 
-CHUNK = 2**20  # bytes gathered before they go to disk in a thread
-SIGNATURE_BYTES = 8192  # more than any container needs to be told
+CHUNK = 2**20  # bytes buffered before they are written to disk in a thread
+SIGNATURE_BYTES = 8192  # more than the signature of any container
 MAX_FIELD_BYTES = 4096
 MAX_FIELDS = 64
 LIST_FIELDS = {"tau", "format"}
-# What workers decode, by `filetype`'s names; the other containers are told by `check_signature` itself.
+# Containers that workers decode, by the names of `filetype`; `check_signature` recognises the others itself.
 CONTAINERS = {"mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "3gp", "wmv", "flv", "ogg", "ogv"}
-TRANSPORT_STREAMS = ((0, 188), (4, 192))  # MPEG-TS, M2TS: where the first packet begins, how long packets are
+TRANSPORT_STREAMS = ((0, 188), (4, 192))  # MPEG-TS, M2TS: offset of the first packet, packet length
 
 
 class ReceivedForm:
-    """What came in: the upload with its bytes on disk, and the fields as text."""
+    """A received form: the upload on disk, and the fields as text."""
 
     def __init__(self, storage: Storage, *, max_upload_bytes: int, expected_bytes: int | None) -> None:
         self.storage = storage
@@ -45,7 +45,7 @@ class ReceivedForm:
         self._headers: dict[bytes, bytes] = {}
         self._in_video = False
 
-    # --- callbacks of the parser
+    # --- parser callbacks
 
     def on_part_begin(self) -> None:
         self._headers, self._header_name, self._header_value = {}, b"", b""
@@ -67,12 +67,14 @@ class ReceivedForm:
         self._in_video = self._name == "video"
         if not self._in_video:
             if len(self.fields) >= MAX_FIELDS:
-                raise InvalidParameters("too many fields", limit=MAX_FIELDS, actual=len(self.fields) + 1)
+                raise InvalidParameters(
+                    f"the form has more than {MAX_FIELDS} fields", limit=MAX_FIELDS, actual=len(self.fields) + 1
+                )
             return
         if self.upload is not None:
-            raise InvalidParameters("video: send one file", limit=1, actual=2)
+            raise InvalidParameters("video: must be one file, got two", limit=1, actual=2)
         if b"filename" not in options:
-            raise InvalidParameters("video: send it as a file, not as text")
+            raise InvalidParameters("video: must be a file, got text")
         self.filename = options[b"filename"].decode("utf-8", "replace")
         self.upload = self.storage.new_upload(self.expected_bytes)
 
@@ -81,18 +83,16 @@ class ReceivedForm:
             self._seen += end - start
             if self._seen > self.max_upload_bytes:
                 raise UploadTooLarge(
-                    f"the video is larger than {self.max_upload_bytes} bytes",
+                    f"the video has more than {self.max_upload_bytes} bytes",
                     limit=self.max_upload_bytes,
                     actual=self._seen,
                 )
             self._pending += data[start:end]
             return
-        if len(self._value) + end - start > MAX_FIELD_BYTES:
-            raise InvalidParameters(
-                f"{self._name[:64]}: the value is too long",
-                limit=MAX_FIELD_BYTES,
-                actual=len(self._value) + end - start,
-            )
+        length = len(self._value) + end - start
+        if length > MAX_FIELD_BYTES:
+            detail = f"{self._name[:64]}: the value has more than {MAX_FIELD_BYTES} bytes"
+            raise InvalidParameters(detail, limit=MAX_FIELD_BYTES, actual=length)
         self._value += data[start:end]
 
     def on_part_end(self) -> None:
@@ -100,10 +100,8 @@ class ReceivedForm:
             self.fields.append((self._name, self._value.decode("utf-8", "replace")))
         self._in_video = False
 
-    # --- to disk
-
     def flush(self) -> None:
-        """Write what has come in; blocks."""
+        """Write the buffered bytes to disk; blocks."""
         if self.upload is None or not self._pending:
             return
         if self.upload.size == 0:
@@ -119,19 +117,22 @@ class ReceivedForm:
 async def receive(request: Request, storage: Storage, *, max_upload_bytes: int) -> ReceivedForm:
     """Stream a multipart body to storage.
 
-    The caller ends the upload with `with form.upload:`, here it is removed when anything goes wrong.
+    On success the caller owns the upload and closes it with `with form.upload:`; on an error it is removed here.
 
     Raises:
-        InvalidParameters: this is no multipart form, or it holds more than the API knows.
-        NotAVideo: the first bytes are not those of a video container.
-        UploadTooLarge, EmptyUpload, StorageFull: as they say.
+        InvalidParameters: the body is not a valid multipart form, or exceeds the limits of its fields.
+        NotAVideo: the file does not begin with the signature of a video container.
+        UploadTooLarge: the video exceeds `max_upload_bytes`.
+        EmptyUpload: the form has no video, or an empty one.
+        StorageFull: the disk is full.
+        RequestTooSlow: the client disconnected.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    if kind != b"multipart/form-data" or b"boundary" not in options:
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"multipart/form-data" or b"boundary" not in options:
         raise InvalidParameters(
-            "send multipart/form-data with the video in the field `video`",
+            "the request must be multipart/form-data with the video in the field `video`",
             limit="multipart/form-data",
-            actual=kind.decode("latin-1")[:100] or "nothing",
+            actual=media_type.decode("latin-1")[:100] or "nothing",
         )
     length = request.headers.get("content-length", "")
     form = ReceivedForm(
@@ -140,12 +141,12 @@ async def receive(request: Request, storage: Storage, *, max_upload_bytes: int) 
     try:
         await _parse(request.stream(), form, options[b"boundary"])
         if form.upload is None:
-            raise EmptyUpload("there is no file in the field `video`")
+            raise EmptyUpload("the form has no file in the field `video`")
         if form.upload.size == 0:
             raise EmptyUpload("the file in the field `video` is empty", limit=1, actual=0)
     except BaseException:
         if form.upload is not None:
-            with CancelScope(shield=True):  # also where the request was cancelled
+            with CancelScope(shield=True):  # also if the request was cancelled
                 await to_thread.run_sync(form.upload.__exit__)
         raise
     return form
@@ -161,38 +162,38 @@ async def _parse(body: AsyncIterator[bytes], form: ReceivedForm, boundary: bytes
                 await to_thread.run_sync(form.flush)
         parser.finalize()
     except FormParserError as error:
-        raise InvalidParameters(f"the multipart body cannot be read: {error}") from error
+        raise InvalidParameters(f"the multipart body is malformed: {error}") from error
     except ClientDisconnect:
-        raise RequestTooSlow("the upload broke off") from None  # nobody reads it; it is no fault of ours
+        raise RequestTooSlow("the client disconnected during the upload") from None
     await to_thread.run_sync(form.flush)
 
 
 def check_signature(head: bytes) -> None:
-    """Whether the first bytes are those of a video container that workers read.
+    """Check that a file begins with the signature of a container that workers decode.
 
     Raises:
-        NotAVideo: they are not.
+        NotAVideo: it does not.
     """
-    known = filetype.guess(head)
-    if known is not None and known.extension in CONTAINERS:
+    guess = filetype.guess(head)
+    if guess is not None and guess.extension in CONTAINERS:
         return
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime without a brand
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime without ftyp
         return
     for first, packet in TRANSPORT_STREAMS:
         if head[first : first + 1] == b"\x47" and head[first + packet : first + packet + 1] in (b"\x47", b""):
             return
     if head[:4] in (b"OggS", b"\0\0\1\xba"):  # Ogg, MPEG program stream
         return
-    found = known.mime if known is not None else "unknown bytes" if b"\0" in head else "text"
-    raise NotAVideo(f"this is not a video file that can be read: it looks like {found}", actual=found)
+    actual = guess.mime if guess is not None else "unknown binary data" if b"\0" in head else "text"
+    raise NotAVideo(f"the file is not a video in a supported container, it looks like {actual}", actual=actual)
 
 
 def params_of(fields: list[tuple[str, str]]) -> SegmentParams:
-    """The fields as parameters; a repeated field is a list where the contract has one.
+    """Parse form fields; a repeated field becomes a list where the contract has one.
 
     Raises:
-        RequestValidationError: naming every field that is wrong.
-        InvalidParameters: a field that is no list is repeated.
+        RequestValidationError: fields are invalid; it lists all of them.
+        InvalidParameters: a field that is not a list is repeated.
     """
     values: dict[str, str | list[str]] = {}
     for name, value in fields:
@@ -201,7 +202,7 @@ def params_of(fields: list[tuple[str, str]]) -> SegmentParams:
             assert isinstance(entry, list)
             entry.append(value)
         elif name in values:
-            raise InvalidParameters(f"{name[:64]}: given twice", limit=1, actual=2)
+            raise InvalidParameters(f"{name[:64]}: must be given once, got two values", limit=1, actual=2)
         else:
             values[name] = value
     try:
@@ -211,7 +212,7 @@ def params_of(fields: list[tuple[str, str]]) -> SegmentParams:
 
 
 def video_name(filename: str) -> str:
-    """The client's file name without folders and ending, fit to be a folder's name."""
+    """The client's file name without folders and suffix, sanitised for use as a folder name."""
     stem = PurePath(filename.replace("\\", "/")).stem
-    kept = "".join(letter if letter.isalnum() or letter in " ._-" else "_" for letter in stem).strip(" .")
-    return kept[:80] or "video"
+    safe = "".join(letter if letter.isalnum() or letter in " ._-" else "_" for letter in stem).strip(" .")
+    return safe[:80] or "video"

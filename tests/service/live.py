@@ -1,4 +1,4 @@
-"""An API on a port of its own, in a thread: for tests that hold connections open, or take the API down."""
+"""Servers in a thread, for tests that hold connections open or stop the API."""
 
 import socket
 import threading
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
-from service.app import create_app
+from service.app import create_server
+from service.http.timeouts import Timeouts
 from service.settings import Settings
 
 
@@ -21,25 +22,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_api(settings: Settings, port: int | None = None) -> Iterator[str]:
-    """The address of an API with these settings."""
-    port = port or free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1
-        )
-    )
+def running_server(server: uvicorn.Server) -> Iterator[None]:
+    """Run a server in a thread."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 20
     while not server.started:
         assert thread.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert httpx.get(f"{url}/livez").status_code == 200
     try:
-        yield url
+        yield
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@contextmanager
+def running_api(settings: Settings, port: int | None = None, *, timeouts: Timeouts | None = None) -> Iterator[str]:
+    """URL of an API with these settings."""
+    settings = settings.model_copy(update={"host": "127.0.0.1", "port": port or free_port()})
+    url = f"http://127.0.0.1:{settings.port}"
+    with running_server(create_server(settings, timeouts=timeouts or Timeouts())):
+        assert httpx.get(f"{url}/livez").status_code == 200
+        yield url

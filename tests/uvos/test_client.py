@@ -183,12 +183,6 @@ def test_nobody_there_is_told_at_once() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_the_client_needs_no_torch_and_no_server() -> None:
-    code = "import sys, uvos.client; print([m for m in ('torch', 'av', 'fastapi', 'redis') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done
-
-
 # --- uvos segment
 
 

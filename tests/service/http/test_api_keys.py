@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.http.api_keys import PREFIX, Keys, add_key, digest_of, new_key
+from service.http.api_keys import PREFIX, ApiKeys, add_key, digest_of, new_key
 from service.settings import Settings
 from tests.chaos.stub_child import stub_video
 from uvos.errors import KeyRequired
@@ -41,30 +41,30 @@ def test_a_key_is_known_by_its_hash_alone(tmp_path: Path) -> None:
     assert key not in file.read_text()
     assert digest_of(key) in file.read_text()
     assert file.stat().st_mode & 0o077 == 0
-    assert Keys(file=file).owner_of(f"Bearer {key}") == "ada"
+    assert ApiKeys(file=file).owner_of(f"Bearer {key}") == "ada"
 
 
 def test_a_key_from_the_setting_is_known() -> None:
     key = new_key()
-    assert Keys(f"bob:{digest_of(key)}").owner_of(f"bearer  {key}") == "bob"
+    assert ApiKeys(f"bob:{digest_of(key)}").owner_of(f"bearer  {key}") == "bob"
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic abc", "Bearer uvos_wrong", "Bearer \udcff"])
 def test_what_is_no_key_is_refused(header: str) -> None:
     with pytest.raises(KeyRequired):
-        Keys(f"bob:{digest_of(new_key())}").owner_of(header.encode("utf-8", "replace").decode())
+        ApiKeys(f"bob:{digest_of(new_key())}").owner_of(header.encode("utf-8", "replace").decode())
 
 
 def test_a_hash_is_not_a_key() -> None:
     digest = digest_of(new_key())
     with pytest.raises(KeyRequired):
-        Keys(f"bob:{digest}").owner_of(f"Bearer {digest}")
+        ApiKeys(f"bob:{digest}").owner_of(f"Bearer {digest}")
 
 
 def test_a_key_that_was_added_or_taken_away_counts_at_once(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     first = add_key(file, "ada")
-    keys = Keys(file=file)
+    keys = ApiKeys(file=file)
     second = add_key(file, "bob")
     assert keys.owner_of(f"Bearer {second}") == "bob"
     file.write_text("")
@@ -74,8 +74,8 @@ def test_a_key_that_was_added_or_taken_away_counts_at_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("line", ["ada", "ada:xyz", "a b:" + "0" * 64, "../x:" + "0" * 64])
 def test_a_line_that_is_no_key_stops_the_start(line: str) -> None:
-    with pytest.raises(ValueError, match="not an API key's line"):
-        Keys(line)
+    with pytest.raises(ValueError, match="must be name:sha256"):
+        ApiKeys(line)
 
 
 def test_a_service_that_strangers_reach_needs_keys(settings: Settings) -> None:

@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.http.api_keys import digest_of, new_key
-from service.http.csrf import check_page
+from service.http.csrf import check_origin
 from service.settings import Settings
 from tests.chaos.stub_child import stub_video
 
@@ -22,7 +22,7 @@ def post(http: TestClient, **headers: str) -> tuple[int, str]:
     "host", ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000", "192.168.1.5", "uvos.lan:80", ""]
 )
 def test_names_of_its_own_and_addresses_are_answered(host: str) -> None:
-    check_page("GET", {b"host": host.encode()}, {"uvos.lan"})
+    check_origin("GET", {b"host": host.encode()}, {"uvos.lan"})
 
 
 @pytest.mark.parametrize(
