@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from enum import Enum
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -91,4 +90,4 @@ def _option_type(annotation: Any) -> Any:
 def _shown(default: object) -> str:
     if isinstance(default, list):
         return ", ".join(map(_shown, default))
-    return str(default.value) if isinstance(default, Enum) else f"{default:g}"
+    return str(default) if isinstance(default, str) else f"{default:g}"

@@ -12,7 +12,7 @@ LINE_EVERY_S = 30.0  # a log file shows at least one line per minute
 
 
 class CommandProgress:
-    """Shows tasks as bars on a terminal; elsewhere prints the tasks that changed, one line each, at intervals.
+    """Shows tasks as bars on a terminal; elsewhere prints at intervals one line for each task that has changed.
 
     Args:
         console: Where to print; default: standard error.
@@ -62,11 +62,12 @@ class CommandProgress:
             detail: Short text after the name, such as the loss.
         """
         description = f"{task} {detail}".rstrip()
-        is_count = isinstance(done, int)
-        count = ("" if not is_count else f"{done}" if total is None else f"{done}/{total}") if done or total else ""
+        has_units = isinstance(done, int) and bool(done or total)
+        count = (f"{done}" if total is None else f"{done} of {total}") if has_units else ""
         with self._lock:
             if task not in self._tasks:
                 self._tasks[task] = self._bars.add_task(description, total=total, count=count)
+            self._changed.pop(task, None)  # keeps the latest task last
             self._changed[task] = f"{description}: {count}" if count else description
         self._bars.update(self._tasks[task], description=description, completed=done, total=total, count=count)
 
@@ -77,12 +78,18 @@ class CommandProgress:
             self._changed.pop(task, None)
 
     def _print_periodically(self) -> None:
+        lines: list[str] = []
         while not self._stopped.wait(self._line_every_s):
-            self._print_lines()
+            lines = self._print_lines() or self._print(lines[-1:])  # unchanged: the latest line again, as a heartbeat
 
-    def _print_lines(self) -> None:
+    def _print_lines(self) -> list[str]:
+        """Print the tasks that have changed since the last call."""
         with self._lock:
             lines, self._changed = list(self._changed.values()), {}
+        return self._print(lines)
+
+    def _print(self, lines: list[str]) -> list[str]:
+        seconds = time.monotonic() - self._started_at
         for line in lines:
-            seconds = time.monotonic() - self._started_at
-            self._console.print(f"[{seconds:4.0f} s] {line}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(f"{line} after {seconds:.0f} s", highlight=False, markup=False, soft_wrap=True)
+        return lines

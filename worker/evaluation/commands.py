@@ -7,13 +7,13 @@ from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from service.settings import Settings
-from uvos.contract import Clustering, Edges, JobParams, Mode, Motion
+from uvos.contract import Edges, Mode
 from uvos.errors import InvalidParameters
+from uvos.options import parameter_options, parse_options
+from uvos.progress import CommandProgress
 from worker.evaluation.datasets import DATASETS, DatasetName, open_dataset
 from worker.evaluation.protocols import Frames, Metric, Protocol
 
@@ -58,32 +58,24 @@ def score(
     console.print(f"{protocol}: {MATCHING[protocol]}; {frames} annotated frames", highlight=False)
 
 
+@parameter_options(
+    omit=("model", "format", "start", "end", "fps", "background", "min_area"),
+    defaults={"edges": Edges.patch, "mode": "single for data sets with one object, else multi"},
+)
 def evaluate(
-    dataset: Annotated[DatasetName, typer.Argument(help="Which data set it is.")],
-    root: Annotated[Path, typer.Argument(help="Its folder, in the published layout.")],
+    dataset: Annotated[DatasetName, typer.Argument(help="Name of the data set.")],
+    root: Annotated[Path, typer.Argument(help="Folder of the data set, in the published layout.")],
+    given: dict[str, Any],
     model: Annotated[
         str | None,
-        typer.Option(help="A name of `uvos-worker models`, or an untrained one: colour-position, random."),
+        typer.Option(help="A name from `uvos-worker models`, or an untrained baseline: colour-position, random."),
     ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="A file in timm's, DINO's, the released code's or our own format.", exists=True, dir_okay=False
+            help="Weights file, in the format of timm, DINO, the released code or uvos.", exists=True, dir_okay=False
         ),
     ] = None,
-    tau: Annotated[
-        list[float] | None, typer.Option(help="Merge threshold in nats; may repeat; default: by model.")
-    ] = None,
-    key_ratio: Annotated[float, typer.Option(help="Share of the frames that serve as keys, in (0, 1].")] = 0.1,
-    mode: Annotated[
-        Mode | None, typer.Option(help="Whose default tau is used: by default single for data sets with one object.")
-    ] = None,
-    clustering: Annotated[
-        Clustering, typer.Option(help="Algorithm 1, or the released code's windowed procedure.")
-    ] = Clustering.algorithm1,
-    motion: Annotated[Motion | None, typer.Option(help="Join motion to the tokens; default: by model.")] = None,
-    edges: Annotated[Edges, typer.Option(help="Patches as published, or interpolated.")] = Edges.patch,
-    resolution: Annotated[str | None, typer.Option(help="HxW in pixels at which the model looks.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Default: the one that published figures are on.")] = None,
     sequences: Annotated[
@@ -105,17 +97,10 @@ def evaluate(
     settings = Settings()
     wanted = [name.strip() for names in sequences or [] for name in names.split(",") if name.strip()]
     found = open_dataset(dataset, root, split=split, sequences=wanted)
-    loaded = load(model, weights=weights, settings=settings, dtype=dtype, clustering=clustering)
-    mode = mode or (Mode.single if DATASETS[dataset].one_object else Mode.multi)
-    params = _params(
-        tau=tau or [loaded.entry.tau[mode]],
-        model=loaded.entry.name,
-        key_ratio=key_ratio,
-        clustering=clustering,
-        motion=motion or loaded.entry.motion,
-        edges=edges,
-        resolution=resolution,
-    )
+    mode = Mode.single if DATASETS[dataset].one_object else Mode.multi
+    chosen = parse_options({"edges": Edges.patch, "mode": mode} | given)
+    loaded = load(model, weights=weights, settings=settings, dtype=dtype, clustering=chosen.clustering)
+    params = loaded.entry.complete(chosen)
     segmenter = PipelineSegmenter(
         loaded, params, Budget(memory_bytes=settings.memory_budget_bytes, max_key_tokens=NO_CAP)
     )
@@ -162,18 +147,6 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{PERCENT * value:.1f}"
 
 
-def _params(**values: Any) -> JobParams:
-    """The parameters, checked as those of a job are."""
-    from pydantic import ValidationError
-
-    try:
-        return JobParams.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise InvalidParameters(f"{option}: {first['msg']}, got {first['input']!r}") from error
-
-
 def _table(*columns: str) -> Table:
     table = Table(*columns)
     for column in table.columns[1:]:
@@ -217,36 +190,24 @@ def _footnote(result: dict[str, Any]) -> str:
 
 
 class _Progress:
-    """A bar for the sequences, and the stage of the one at work."""
+    """The sequences, and the stage of the current one."""
 
     def __init__(self) -> None:
-        self.bars = Bars(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self.outer = self.bars.add_task("sequences", total=None)
-        self.inner = self.bars.add_task("", total=None)
+        self._bars = CommandProgress()
+        self._sequence = ""
 
     def __enter__(self) -> Self:
-        self.bars.start()
+        self._bars.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.bars.update(self.outer, completed=self.bars.tasks[0].total or 0)
-            self.bars.remove_task(self.inner)
-        self.bars.stop()
+        self._bars.__exit__(kind, error, trace)
 
     def sequence(self, name: str, done: int, of: int) -> None:
-        self.name = name
-        self.bars.update(self.outer, completed=done, total=of)
-        self.stage("", 0, None)
+        self._sequence = name
+        self._bars.update("sequences", done, of)
 
     def stage(self, name: str, done: int, of: int | None) -> None:
-        self.bars.update(self.inner, description=f"{self.name} {name}".strip(), completed=done, total=of)
+        self._bars.update("sequence", done, of, detail=f"{self._sequence} {name}".strip())

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from uvos.contract import VIDEO_SUFFIXES
 from uvos.errors import InvalidParameters, UvosError
-from worker.progress import CommandProgress
+from uvos.progress import CommandProgress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a backbone or a spatio-temporal block.")
 

@@ -115,7 +115,7 @@ def test_a_cluster_is_found_by_its_patches_whatever_its_number_became():
     [
         (("davis16", "nowhere"), "there is no folder"),
         (("davis16", ".", "--split", "dev", "--sequences", "jump"), "has no sequence jump"),
-        (("davis16", ".", "--split", "dev", "--model", "huge"), "there is no model"),
+        (("davis16", ".", "--split", "dev", "--model", "huge"), "unknown model"),
         (("davis16", ".", "--split", "dev", "--key-ratio", "2"), "--key-ratio"),
         (("davis16", ".", "--split", "dev", "--tau", "-1"), "--tau"),
         (("davis16", ".", "--split", "dev", "--dtype", "float8"), "--dtype"),

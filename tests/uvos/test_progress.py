@@ -5,7 +5,7 @@ import threading
 
 from rich.console import Console
 
-from worker.progress import CommandProgress
+from uvos.progress import CommandProgress
 
 
 class Lines(io.StringIO):
