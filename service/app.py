@@ -16,7 +16,7 @@ from service.http.timeouts import Timeouts, protocol
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
 from service.jobs.queue import Broker, connect
-from service.jobs.webhooks import Webhooks
+from service.jobs.webhooks import Schedule, Webhooks
 from service.settings import Settings
 from service.storage.folder import Storage
 from uvos.contract import Problem
@@ -142,6 +142,7 @@ def _webhooks(settings: Settings, jobs: Jobs) -> Webhooks | None:
         secret=settings.webhook_secret.get_secret_value(),
         networks=settings.webhook_networks,
         view=lambda job_id: jobs.view(jobs.storage.record(job_id)),
+        schedule=Schedule(settings.webhook_poll_interval_s, settings.webhook_retry_delays_s),
     )
     webhooks.start()
     return webhooks

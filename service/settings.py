@@ -1,8 +1,8 @@
-"""Every setting of both processes, read once from the environment (UVOS_*) by `create_app` and the command lines."""
+"""The settings of the API and the workers, read from the environment (UVOS_*) once per process."""
 
 from pathlib import Path
 
-from pydantic import Field, IPvAnyNetwork, SecretStr
+from pydantic import Field, IPvAnyNetwork, PositiveFloat, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -10,74 +10,80 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="UVOS_", frozen=True, use_attribute_docstrings=True)
 
     data_dir: Path = Path("data")
-    """Uploads, results and the embedded queue lie here."""
+    """Folder for uploads, results and the embedded queue."""
     redis_url: SecretStr | None = None
     """redis://, rediss:// or unix://; None starts the embedded server."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
 
-    # --- who may ask
+    # --- access control
     api_keys: SecretStr | None = None
-    """name:sha256 of each API key, separated by commas."""
+    """API keys as name:sha256, separated by commas."""
     api_keys_file: Path | None = None
-    """The same, one a line, read again when it changes; default: keys.txt in the data folder."""
+    """API keys, one per line; read again when it changes. Default: keys.txt in the data folder."""
     require_key: bool | None = None
-    """Whether requests need a key; default: unless the service listens on loopback alone and has no keys."""
-
+    """Whether requests need an API key. Default: false if the service listens on loopback only and has no keys."""
     allowed_hosts: list[str] = []
-    """Names, besides localhost and addresses, to which a service without keys answers, as JSON; ["*"]: to any."""
+    """JSON list of host names, besides localhost and IP addresses, that a service without keys accepts in `Host` and
+    `Origin`; ["*"] accepts any."""
 
-    # --- whom to tell
+    # --- webhooks
     webhook_secret: SecretStr | None = Field(None, min_length=16)
-    """Signs webhooks; None sends none. Each caller's own secret is made of it: `uvos keys webhook NAME`."""
+    """Signs webhooks; None disables them. The secret of each API key is derived from it: `uvos keys webhook NAME`."""
     webhook_networks: list[IPvAnyNetwork] = []
-    """Networks that webhooks may be sent to although they are not public, as JSON: ["10.1.0.0/16"]."""
+    """JSON list of networks that webhooks may be sent to although they are not public: ["10.1.0.0/16"]."""
+    webhook_retry_delays_s: tuple[PositiveFloat, ...] = Field(
+        (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800), min_length=1
+    )
+    """Delays between the attempts to deliver a webhook, as JSON list."""
+    webhook_poll_interval_s: PositiveFloat = 1
+    """How often the API checks for webhooks to send."""
 
-    # --- what a request may ask for
+    # --- limits per request
     max_upload_bytes: int = Field(2 * 2**30, gt=0)
     max_queued_jobs: int = Field(1000, gt=0)
-    """A POST beyond it is answered 503 with Retry-After."""
+    """Waiting jobs; further requests get 503 with Retry-After."""
     max_queued_per_key: int = Field(100, gt=0)
-    """Jobs of one API key that have not ended; a POST beyond it is answered 429."""
+    """Jobs of one API key that have not ended; further requests get 429."""
     max_running_per_key: int | None = Field(None, gt=0)
-    """Jobs of one API key that run at once, the others wait; None: as many as there are workers."""
+    """Jobs of one API key that run at the same time; None for no limit."""
     default_model: str = "tiny"
 
-    # --- what a video may hold
+    # --- limits per video
     max_frames: int = Field(5000, gt=0)
     max_pixels: int = Field(4096 * 2304, gt=0)
-    """Of one frame."""
+    """Pixels per frame."""
     max_duration_s: float = Field(3600, gt=0)
-    """Of the part to segment."""
+    """Duration of the part to segment."""
     max_decoded_bytes: int = Field(16 * 2**30, gt=0)
-    """Of decoded frames on disk, at the model's resolution."""
+    """Decoded frames on disk, at model input resolution."""
 
-    # --- how a job is run
+    # --- execution
     job_timeout_s: int = Field(3600, gt=0)
-    """From decoding to masks; a job that takes longer fails."""
+    """A job that takes longer, from decoding to masks, fails."""
     max_attempts: int = Field(3, gt=0)
-    """A job whose worker process dies this often fails."""
+    """A job whose worker process crashes this often fails."""
     lease_s: float = Field(6, gt=0.5)
-    """A worker that shows no life for this long loses its job to another."""
+    """A job whose worker sends no heartbeat for this long is given to another worker."""
     recovery_interval_s: float = Field(2, gt=0)
-    """How often a worker looks for jobs that were lost."""
+    """How often a worker searches for lost jobs."""
     shutdown_grace_s: float = Field(20, ge=0)
-    """After SIGTERM a running job may still end within this time; then it is handed back."""
+    """After SIGTERM a running job may finish within this time; then it is handed back."""
     result_ttl_s: int = Field(24 * 3600, gt=0)
-    """A job that has ended is removed with its results after this time."""
+    """A job that has ended is deleted with its results after this time."""
     memory_budget_bytes: int = Field(6 * 2**30, gt=0)
-    """For centroids and kept attention rows; a job that needs more fails and says so."""
+    """Memory for centroids and cached attention rows; a job that needs more fails."""
     max_key_tokens: int = Field(40_000, gt=0)
-    """key_ratio is lowered to stay below it, and the manifest warns."""
+    """key_ratio is lowered to stay below it, with a warning in the manifest."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
     weights_dir: Path | None = None
-    """Where weights lie that were fetched by hand; default: `weights` in the data folder."""
+    """Folder of downloaded weights. Default: `weights` in the data folder."""
     weights: Path | None = None
-    """One file to use for the default model instead of its own weights."""
+    """Weights file of the default model, instead of its own."""
     allow_hub: bool = True
-    """Whether a worker may fetch weights from the hub."""
+    """Whether a worker may download weights from the hub."""
 
     @property
     def keys_file(self) -> Path:

@@ -89,15 +89,35 @@ ONLY: dict[str, set[str]] = {
         "uvos.errors",
         "uvos.models",
     },
-    "worker.jobs.queue": {
+    "worker.jobs.messages": {"uvos.contract"},
+    "worker.jobs.child": {"worker.jobs.messages", "service.settings"},
+    "worker.jobs.child_process": {
+        "worker.jobs.tasks",
         "worker.jobs.child",
+        "worker.jobs.messages",
+        "service.settings",
+        "uvos.contract",
+    },
+    "worker.jobs.execution": {
+        "worker.jobs.child",
+        "worker.jobs.messages",
         "service.jobs.queue",
+        "service.settings",
+        "service.storage.",
         "uvos.contract",
         "uvos.errors",
-        "service.settings",
-        "service.storage.folder",
     },
-    "worker.jobs.child": {"worker.jobs.tasks", "service.settings", "uvos.contract"},
+    "worker.jobs.recovery": {"service.jobs.queue", "service.settings", "service.storage.", "uvos.errors"},
+    "worker.jobs.worker": {
+        "worker.jobs.child",
+        "worker.jobs.execution",
+        "worker.jobs.recovery",
+        "service.jobs.queue",
+        "service.settings",
+        "service.storage.",
+        "uvos.contract",
+        "uvos.errors",
+    },
 }
 BARE_MACHINE = {
     "worker.video.clip",
@@ -179,6 +199,6 @@ def test_the_api_process_loads_no_torch_and_no_av() -> None:
 
 
 def test_the_parent_of_the_worker_loads_no_torch() -> None:
-    code = "import sys, worker.cli, worker.jobs.queue; print(*(set(sys.modules) & {'torch', 'timm', 'av', 'cv2'}))"
+    code = "import sys, worker.cli, worker.jobs.worker; print(*(set(sys.modules) & {'torch', 'timm', 'av', 'cv2'}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""

@@ -54,7 +54,7 @@ def run(
     ] = False,
 ) -> None:
     """Run jobs from the queue (UVOS_REDIS_URL) until SIGTERM or SIGINT."""
-    from worker.jobs.queue import SegmentWorker
+    from worker.jobs.worker import SegmentWorker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(message)s")
     settings = Settings()

@@ -54,7 +54,7 @@ def readyz(jobs: JobsDep, response: Response) -> Ready:
     except redis.RedisError:
         queue = False
     try:
-        jobs.storage.check()
+        jobs.storage.check_writable()
     except OSError:
         storage = False
     response.status_code = 200 if queue and storage else 503

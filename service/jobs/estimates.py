@@ -1,4 +1,4 @@
-"""When a job will end, as its view tells it: the paces of `eta.py`, the jobs before it, the workers there are."""
+"""Estimate when a job will end: from `eta.py`, the job's position in the queue and the number of workers."""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from service.jobs.eta import Pace, Seconds
 from service.jobs.queue import Broker
 from uvos.contract import JobParams, JobProgress, JobRecord, SecondsRange, WorkerInfo
 
-REMEMBERED_S = 3.0  # many views need the same paces and workers
+CACHE_TTL_S = 3.0  # concurrent views need the same timings and workers
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Estimate:
 
 
 class Estimates:
-    """Estimates from what Redis knows; views that come close together share one look at it."""
+    """Estimates from the timings and workers in Redis, which are cached for `CACHE_TTL_S`."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -27,15 +27,15 @@ class Estimates:
         self._workers: tuple[float, list[WorkerInfo]] = (float("-inf"), [])
 
     def of(self, record: JobRecord, progress: JobProgress | None, position: int | None) -> Estimate:
-        """When a job that has not ended will end; a queued job without any worker has no estimate.
+        """The estimate for a job that has not ended; empty for a queued job while there is no worker.
 
         Raises:
-            redis.RedisError: Redis does not answer.
+            redis.RedisError: Redis does not respond.
         """
         pace = self._pace(record.params)
         if progress is not None:
-            left = pace.remaining(progress, record.video_bytes, record.params)
-            return Estimate(left.view(), pace.fraction(progress))
+            remaining = pace.remaining(progress, record.video_bytes, record.params)
+            return Estimate(remaining.view(), pace.fraction(progress))
         workers = self._live_workers()
         if not workers:
             return Estimate(None, None)
@@ -43,7 +43,7 @@ class Estimates:
         return Estimate((own + self._wait(pace, workers, position or 0)).view(), None)
 
     def _wait(self, pace: Pace, workers: list[WorkerInfo], position: int) -> Seconds:
-        """Until a worker is free: the jobs before it, and what is left of those that run."""
+        """Time until a worker is free: the running jobs, then the jobs before this one."""
         typical = pace.typical()
         busy = sum(worker.busy_with is not None for worker in workers)
         running = Seconds(0.0, typical.high if busy == len(workers) else 0.0)
@@ -51,22 +51,22 @@ class Estimates:
         return running + typical.times(rounds, rounds)
 
     def _pace(self, params: JobParams) -> Pace:
-        now, kind = time.monotonic(), (params.model, params.clustering, params.motion)
+        now, key = time.monotonic(), (params.model, params.clustering, params.motion)
         with self._lock:
-            known = self._paces.get(kind)
-        if known is not None and now - known[0] < REMEMBERED_S:
-            return known[1]
+            cached = self._paces.get(key)
+        if cached is not None and now - cached[0] < CACHE_TTL_S:
+            return cached[1]
         devices = [worker.device for worker in self._live_workers()]
         pace = Pace.of(self.broker.timings(params.model), params, devices=devices)
         with self._lock:
-            self._paces[kind] = (now, pace)
+            self._paces[key] = (now, pace)
         return pace
 
     def _live_workers(self) -> list[WorkerInfo]:
         now = time.monotonic()
         with self._lock:
-            seen, workers = self._workers
-        if now - seen >= REMEMBERED_S:
+            read_at, workers = self._workers
+        if now - read_at >= CACHE_TTL_S:
             workers = self.broker.workers()
             with self._lock:
                 self._workers = (now, workers)

@@ -1,7 +1,6 @@
-"""Submit a job, look it up, cancel it, remove it: storage and queue together."""
+"""Submit, look up, cancel and delete jobs: storage and queue together."""
 
 import hashlib
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -9,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import redis
 
 from service.jobs.estimates import Estimate, Estimates
-from service.jobs.queue import Broker
+from service.jobs.queue import Broker, CircuitBreaker
 from service.settings import Settings
-from service.storage.folder import Storage, Upload
+from service.storage.folder import Storage
+from service.storage.uploads import Upload
 from uvos.contract import (
     Callback,
     Format,
@@ -32,30 +32,30 @@ from uvos.models import find_model
 
 PAGE_SIZE = 50
 RETRY_AFTER_S = 5
-SILENCE_S = 1.0
+REDIS_PAUSE_S = 1.0  # without calls to Redis after a failed one
 
 
 class Jobs:
-    """What the HTTP layer may do with jobs; everything it answers is read from storage first."""
+    """The operations on jobs that the HTTP API offers. Storage is authoritative; Redis adds position and progress."""
 
     def __init__(self, storage: Storage, broker: Broker, settings: Settings) -> None:
         self.storage = storage
         self.broker = broker
         self.settings = settings
-        self._silent_until = 0.0
-        self._owners: dict[str, str | None] = {}  # of open jobs, so that counting them opens no file twice
         self.estimates = Estimates(broker)
+        self._redis = CircuitBreaker(REDIS_PAUSE_S)
+        self._owners: dict[str, str | None] = {}  # of open jobs, so that counting them reads each record once
 
     # --- submit
 
     def check_room(self) -> None:
-        """Whether a job could be queued now; asked before a byte of the video is read.
+        """Check that a job could be queued, before the video is received.
 
         Raises:
-            QueueUnavailable: Redis does not answer.
-            QueueFull: too many jobs wait.
+            QueueUnavailable: Redis does not respond.
+            QueueFull: `max_queued_jobs` jobs are waiting.
         """
-        with self._queue_answers():
+        with self._queue_errors():
             waiting = self.broker.length()
         if waiting >= self.settings.max_queued_jobs:
             raise QueueFull(
@@ -66,14 +66,14 @@ class Jobs:
             )
 
     def open_of(self, owner: str) -> int:
-        """How many of this owner's jobs have not ended."""
+        """The number of an owner's jobs that have not ended."""
         known = self._owners
         owners: dict[str, str | None] = {}
         for job_id in self.storage.open_jobs():
             with suppress(JobNotFound):
                 owners[job_id] = known[job_id] if job_id in known else self.storage.record(job_id).owner
         self._owners = owners
-        return sum(one == owner for one in owners.values())
+        return list(owners.values()).count(owner)
 
     def submit(
         self,
@@ -86,12 +86,12 @@ class Jobs:
         idempotency_key: str | None = None,
         callback_url: str | None = None,
     ) -> JobView:
-        """Accept a job: once this returns, it will end as succeeded, failed or canceled.
+        """Accept a job. Once this returns, the job will succeed, fail or be canceled, whichever process dies.
 
         Raises:
-            UnknownModel: there is no model of that name.
-            IdempotencyConflict: the key was used for something else.
-            StorageFull: there is no room for it.
+            UnknownModel: There is no model of that name.
+            IdempotencyConflict: The key was used with another video or other parameters.
+            StorageFull: The disk is full.
         """
         filled = find_model(params.model or self.settings.default_model).complete(params)
         record = JobRecord(
@@ -105,40 +105,33 @@ class Jobs:
             idempotency_key=_digest(owner or "", idempotency_key) if idempotency_key else None,
             callback_url=callback_url,
         )
-        kept = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json(), callback_url or ""))
+        stored = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json(), callback_url or ""))
         try:
-            with self._queue_answers():
-                if self.storage.end(kept.id) is None:
-                    self.broker.enqueue(kept.id)
-            return self.view(kept)
+            with self._queue_errors():
+                if self.storage.end(stored.id) is None:
+                    self.broker.enqueue(stored.id)
+            return self.view(stored)
         except QueueUnavailable:
-            # It is in storage, where workers find it once Redis is back: accepted. Taking it back instead would
-            # take it from others who sent the same Idempotency-Key at the same time.
-            return compose(kept, self.storage.end(kept.id))
+            # Accepted: the job is in storage, where workers find it once Redis is back. Deleting it here would also
+            # delete it for other requests that sent the same Idempotency-Key at the same time.
+            return compose(stored, self.storage.end(stored.id))
 
     @contextmanager
-    def _queue_answers(self) -> Iterator[None]:
-        """Ask Redis; one that was silent a moment ago is not asked, lest every thread wait for it.
-
-        Raises:
-            QueueUnavailable: it does not answer.
-        """
-        refused = QueueUnavailable("the queue does not answer", retry_after_s=RETRY_AFTER_S)
-        if time.monotonic() < self._silent_until:
-            raise refused
+    def _queue_errors(self) -> Iterator[None]:
+        """Turn Redis errors into `QueueUnavailable`."""
         try:
-            yield
+            with self._redis.guard():
+                yield
         except redis.RedisError as error:
-            self._silent_until = time.monotonic() + SILENCE_S
-            raise refused from error
+            raise QueueUnavailable("the queue does not respond", retry_after_s=RETRY_AFTER_S) from error
 
     # --- look up
 
     def find(self, job_id: str, owner: str | None = None) -> JobRecord:
-        """The job of that id, if it is this owner's.
+        """The record of a job of this owner.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: There is no such job, it has expired, or it belongs to another owner.
         """
         record, end = self.storage.record(job_id), self.storage.end(job_id)
         if record.owner != owner or (end is not None and end.expires_at <= datetime.now(UTC)):
@@ -149,32 +142,39 @@ class Jobs:
         """The job as its owner sees it.
 
         Raises:
-            QueueUnavailable: it has not ended, and Redis, which knows where it is, does not answer.
+            QueueUnavailable: The job has not ended, and Redis, which holds its progress, does not respond.
         """
         end = self.storage.end(record.id)
         progress: JobProgress | None = None
         position: int | None = None
         estimate: Estimate | None = None
         if end is None:
-            with self._queue_answers():
+            with self._queue_errors():
                 progress = self.broker.progress(record.id)
                 if progress is None:
                     position = self.broker.position(record.id)
                 estimate = self.estimates.of(record, progress, position)
-            end = self.storage.end(record.id)  # it may have ended while Redis was asked
+            end = self.storage.end(record.id)  # it may have ended since
         view = compose(record, end, progress, position, estimate)
         if record.callback_url is not None:
             view.callback = Callback(url=record.callback_url, last_delivery=self.storage.last_delivery(record.id))
         return view
 
     def page(self, *, owner: str | None, before: str | None, status: Status | None, size: int = PAGE_SIZE) -> JobPage:
-        """This owner's jobs, newest first."""
+        """A page of an owner's jobs, newest first.
+
+        Args:
+            owner: The owner; None for a service without API keys.
+            before: The last job of the previous page.
+            status: Only jobs with this status.
+            size: The number of jobs.
+        """
         views: list[JobView] = []
         for job_id in self.storage.job_ids(before):
             try:
                 view = self.view(self.find(job_id, owner))
             except JobNotFound:
-                continue  # another's, or removed meanwhile
+                continue  # of another owner, or deleted since
             if status is None or view.status == status:
                 if len(views) == size:
                     return JobPage(jobs=views, next=views[-1].id)
@@ -184,19 +184,20 @@ class Jobs:
     # --- end
 
     def cancel(self, record: JobRecord) -> JobView:
-        """End a job now, queued or running; one that has ended stays as it ended."""
+        """Cancel a queued or running job; no effect on a job that has ended."""
         now = datetime.now(UTC)
         end = JobEnd(
             status=Status.canceled, ended_at=now, expires_at=now + timedelta(seconds=self.storage.result_ttl_s)
         )
         if self.storage.finish(record.id, end):
-            with suppress(QueueUnavailable), self._queue_answers():  # a worker that pops it sees that it has ended
+            with suppress(QueueUnavailable), self._queue_errors():  # a worker that pops the job finds that it has ended
                 self.broker.dequeue(record.id)
-                self.broker.announce_end(record.id)
+                self.broker.publish_end(record.id)
         return self.view(self.storage.record(record.id))
 
     def delete(self, record: JobRecord) -> None:
-        """Cancel a job and remove everything it has."""
+        """Cancel a job and remove everything that belongs to it; no webhook is sent."""
+        self.storage.remove_callback(record.id)  # first, so that no webhook is sent for the cancellation
         self.cancel(record)
         self.storage.delete(record.id)
 
@@ -208,7 +209,7 @@ def compose(
     position: int | None = None,
     estimate: Estimate | None = None,
 ) -> JobView:
-    """The job from what storage and Redis say of it."""
+    """The view of a job from its parts in storage and Redis."""
     view = JobView(
         id=record.id,
         status=end.status if end else Status.running if progress else Status.queued,
@@ -235,27 +236,27 @@ def compose(
 
 
 def links(record: JobRecord, end: JobEnd | None) -> Links:
-    """Where everything about the job lies."""
+    """The links of a job; those to results only once it has succeeded."""
     base = f"/jobs/{record.id}"
-    found = Links(self=base, events=f"{base}/events", cancel=f"{base}/cancel")
+    links = Links(self=base, events=f"{base}/events", cancel=f"{base}/cancel")
     if end is None or end.status != Status.succeeded:
-        return found
-    found.manifest = f"{base}/manifest.json"
+        return links
+    links.manifest = f"{base}/manifest.json"
     for tau in record.params.tau:
-        at = f"?tau={level_name(tau)}"
+        query = f"?tau={level_name(tau)}"
         level = LevelLinks(
             tau=tau,
-            rle=f"{base}/rle.json{at}",
-            youtube_vis=f"{base}/youtube-vis.json{at}",
-            cvat=f"{base}/cvat.xml{at}",
-            rounds=f"{base}/rounds.json{at}",
+            rle=f"{base}/rle.json{query}",
+            youtube_vis=f"{base}/youtube-vis.json{query}",
+            cvat=f"{base}/cvat.xml{query}",
+            rounds=f"{base}/rounds.json{query}",
         )
         if Format.png in record.params.format:
-            level.masks_zip, level.mask = f"{base}/masks.zip{at}", f"{base}/masks/{{frame}}.png{at}"
+            level.masks_zip, level.mask = f"{base}/masks.zip{query}", f"{base}/masks/{{frame}}.png{query}"
         if Format.overlay in record.params.format:
-            level.overlay = f"{base}/overlay.mp4{at}"
-        found.levels.append(level)
-    return found
+            level.overlay = f"{base}/overlay.mp4{query}"
+        links.levels.append(level)
+    return links
 
 
 def _digest(*parts: str) -> str:

@@ -13,7 +13,7 @@ from uvos.errors import ResultNotFound
 
 @dataclass(frozen=True)
 class Result:
-    """One job's published files: what workers wrote, found by name."""
+    """The published files of one job."""
 
     folder: Path
     job: JobRecord
@@ -27,43 +27,45 @@ class Result:
         return Manifest.model_validate_json(self.manifest_path.read_bytes())
 
     def manifest_level(self, tau: float | None) -> ManifestLevel:
-        """What the manifest tells of a level.
+        """The manifest's entry of a level.
 
         Raises:
-            ResultNotFound: the job has no such level.
+            ResultNotFound: The job has no such level.
         """
         name = self.level(tau).name
-        return next(each for each in self.manifest.levels if each.name == name)
+        return next(level for level in self.manifest.levels if level.name == name)
 
     def tag(self, tau: float | None, name: str) -> str:
-        """The ETag of what is made from a level's run lengths: neither they nor this version ever change."""
+        """The ETag of a document derived from the RLE of a level; constant for a job and a version of this package."""
         parts = (version("uvos"), self.job.id, self.folder.name, self.level(tau).name, name)
         return f'"{hashlib.sha256("/".join(parts).encode()).hexdigest()[:32]}"'
 
     def level(self, tau: float | None) -> Path:
-        """The folder of the level at `tau`; the first level where None.
+        """The folder of the level at `tau`; the first level if None.
 
         Raises:
-            ResultNotFound: the job has no such level.
+            ResultNotFound: The job has no such level.
         """
         names = [level_name(value) for value in self.job.params.tau]
-        wanted = names[0] if tau is None else level_name(tau)
-        if wanted not in names:
-            raise ResultNotFound(f"this job has no level at tau {wanted}", limit=", ".join(names), actual=wanted)
-        return self.folder / "levels" / wanted
+        name = names[0] if tau is None else level_name(tau)
+        if name not in names:
+            raise ResultNotFound(f"this job has no level at tau {name}", limit=", ".join(names), actual=name)
+        return self.folder / "levels" / name
 
     def file(self, tau: float | None, name: str) -> Path:
         """A file of a level.
 
         Raises:
-            ResultNotFound: the job was not asked for it.
+            ResultNotFound: The format was not requested.
         """
         path = self.level(tau) / name
         if not path.is_file():
-            formats = ", ".join(one.value for one in self.job.params.format)
-            raise ResultNotFound(f"this job has no {name}: it was asked for {formats}", limit=formats, actual=name)
+            formats = ", ".join(item.value for item in self.job.params.format)
+            raise ResultNotFound(
+                f"this job has no {name}: the requested formats are {formats}", limit=formats, actual=name
+            )
         return path
 
     def rle(self, tau: float | None) -> RleDocument:
-        """The run lengths of a level."""
+        """The RLE document of a level."""
         return RleDocument.model_validate(json.loads(self.file(tau, "rle.json").read_bytes()))

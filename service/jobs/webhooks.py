@@ -1,14 +1,12 @@
-"""Tell a client's own server how its job ended: signed, retried, and only to addresses that are public.
+"""Deliver webhooks: signed, retried, and only to public addresses.
 
-Signed as in the Standard Webhooks specification (standardwebhooks.com): `webhook-id`, `webhook-timestamp`, and
-`webhook-signature: v1,<base64>`, an HMAC-SHA256 over "id.timestamp.body". Each caller has a secret of its own,
-derived from the service's, so that none can sign for another.
+Signatures follow the Standard Webhooks specification. The secret of each API key is derived from the service's secret,
+so that no receiver can forge webhooks for another.
 
-What is to be told lies in storage with each attempt that was made, so a restart forgets nothing. Nothing is told
-before the job's end lies there too: whoever is told can read the result.
+Pending deliveries and their attempts are in storage and survive a restart. A webhook is sent only after the end of the
+job is in storage, so the receiver can fetch the result.
 """
 
-import base64
 import hashlib
 import hmac
 import http.client
@@ -22,8 +20,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
+
+from standardwebhooks import Webhook
 
 from service.storage.folder import Storage
 from uvos.contract import Delivery, JobView
@@ -31,30 +32,44 @@ from uvos.errors import InvalidParameters, JobNotFound
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800)  # then it is given up
-POLL_S = 1.0
-ANSWER_WITHIN_S = 15.0  # all of it: address, connection, answer
-SENDERS = 4  # one receiver that is slow shall not delay the others
-MAX_URL = 2048
+DELIVERY_TIMEOUT_S = 15.0  # for all of it: name lookup, connection, response
+SENDERS = 4  # concurrent deliveries, so that a slow receiver does not delay the others
+MAX_URL = 2048  # characters
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """When deliveries are attempted, seconds."""
+
+    poll_interval_s: float
+    retry_delays_s: Sequence[float]
+    """Delay before each further attempt; after the last one the delivery is given up."""
+
+
 class AddressRefused(Exception):
-    """The host is not at an address that may be called."""
+    """The host has no address that webhooks may be sent to."""
 
 
 class Webhooks:
-    """Delivers what is due, in threads of its own, while the service runs."""
+    """Delivers pending webhooks in background threads while the service runs."""
 
     def __init__(
-        self, storage: Storage, *, secret: str, networks: Sequence[Network], view: Callable[[str], JobView]
+        self,
+        storage: Storage,
+        *,
+        secret: str,
+        networks: Sequence[Network],
+        view: Callable[[str], JobView],
+        schedule: Schedule,
     ) -> None:
         self.storage = storage
         self.secret = secret
         self.networks = networks
         self.view = view
+        self.schedule = schedule
         self._due_at: dict[str, datetime] = {}
         self._sending: set[str] = set()
         self._stopped = threading.Event()
@@ -70,77 +85,83 @@ class Webhooks:
         self._pool.shutdown(cancel_futures=True)
 
     def _run(self) -> None:
-        while not self._stopped.wait(POLL_S):
+        while not self._stopped.wait(self.schedule.poll_interval_s):
             try:
                 self.send_due()
             except OSError as error:
-                log.warning("webhooks wait: %s", error)
+                log.warning("webhooks are delayed: storage failed (%s)", error)
 
     def send_due(self) -> None:
-        """Hand what is due now to the senders."""
-        waiting = set(self.storage.callbacks())
+        """Start the deliveries that are due."""
+        waiting = set(self.storage.pending_callbacks())
         self._due_at = {job_id: due for job_id, due in self._due_at.items() if job_id in waiting}
         now = datetime.now(UTC)
         for job_id in waiting - self._sending:
             if self._due_at.get(job_id, now) <= now and self.storage.has_ended(job_id):
                 self._sending.add(job_id)
-                self._pool.submit(self._turn, job_id)
+                self._pool.submit(self._deliver, job_id)
 
-    def _turn(self, job_id: str) -> None:
+    def _deliver(self, job_id: str) -> None:
         try:
-            with self.storage.callback_turn(job_id) as is_ours:
-                if is_ours:
+            with self.storage.callback_lock(job_id) as is_locked:
+                if is_locked:
                     self._attempt(job_id)
         except JobNotFound:
-            self.storage.end_callback(job_id)
+            self.storage.remove_callback(job_id)
         except Exception:
-            log.exception("job %s: its webhook could not be sent", job_id)
-            self._due_at[job_id] = datetime.now(UTC) + timedelta(seconds=RETRY_AFTER_S[0])
+            log.exception("job %s: the webhook could not be sent", job_id)
+            self._due_at[job_id] = datetime.now(UTC) + timedelta(seconds=self.schedule.retry_delays_s[0])
         finally:
             self._sending.discard(job_id)
 
     def _attempt(self, job_id: str) -> None:
-        """Make the next attempt, if it is due, and note how it went."""
+        """Make the next attempt if it is due, and record it."""
         record = self.storage.record(job_id)
         assert record.callback_url is not None
         last = self.storage.last_delivery(job_id)
         now = datetime.now(UTC)
-        if last is not None and (last.next_at is None or last.next_at > now):
-            if last.next_at is None:  # it was the last one; whoever made it died before this
-                self.storage.end_callback(job_id)
-            else:
-                self._due_at[job_id] = last.next_at
+        if last is not None and last.next_at is None:  # the last attempt; its process died before it removed the marker
+            self.storage.remove_callback(job_id)
             return
-        job = self.view(job_id)
+        if last is not None and last.next_at is not None and last.next_at > now:
+            self._due_at[job_id] = last.next_at
+            return
+        status, error = self._send(record.callback_url, self.view(job_id), record.owner)
+        delivery = self._delivery(1 if last is None else last.attempt + 1, now, status, error)
+        self.storage.record_delivery(job_id, delivery)
+        log.info("job %s: webhook, attempt %d: %s", job_id, delivery.attempt, error or status)
+        if delivery.next_at is None:
+            self.storage.remove_callback(job_id)
+        else:
+            self._due_at[job_id] = delivery.next_at
+
+    def _send(self, url: str, job: JobView, owner: str | None) -> tuple[int | None, str | None]:
+        """Send one webhook; the HTTP status of the response, or the error."""
         content = {
             "type": f"job.{job.status.value}",
-            "timestamp": (job.ended_at or now).isoformat(),
+            "timestamp": (job.ended_at or datetime.now(UTC)).isoformat(),
             "data": job.model_dump(mode="json", exclude_none=True),
         }
-        body = json.dumps(content).encode()
-        headers = sign(body, f"msg_{job_id}", int(time.time()), secret_of(self.secret, record.owner))
-        status, error = None, None
+        body = json.dumps(content)
+        headers = sign(body, f"msg_{job.id}", datetime.now(UTC), secret_of(self.secret, owner))
         try:
-            status = post(record.callback_url, body, headers, networks=self.networks)
+            return post(url, body.encode(), headers, networks=self.networks), None
         except (AddressRefused, OSError, http.client.HTTPException, ValueError) as failure:
-            error = str(failure)[:200] or type(failure).__name__
-        attempt = 1 if last is None else last.attempt + 1
-        is_last = (status is not None and (200 <= status < 300 or status == 410)) or attempt > len(RETRY_AFTER_S)
-        next_at = None if is_last else datetime.now(UTC) + timedelta(seconds=RETRY_AFTER_S[attempt - 1])
-        delivery = Delivery(attempt=attempt, at=now, status=status, error=error, next_at=next_at)
-        self.storage.note_delivery(job_id, delivery)
-        log.info("job %s: webhook, attempt %d: %s", job_id, attempt, error or status)
-        if is_last:
-            self.storage.end_callback(job_id)
-        elif next_at is not None:
-            self._due_at[job_id] = next_at
+            return None, str(failure)[:200] or type(failure).__name__
+
+    def _delivery(self, attempt: int, at: datetime, status: int | None, error: str | None) -> Delivery:
+        delays_s = self.schedule.retry_delays_s
+        is_accepted = status is not None and (200 <= status < 300 or status == 410)
+        is_last = is_accepted or attempt > len(delays_s)
+        next_at = None if is_last else datetime.now(UTC) + timedelta(seconds=delays_s[attempt - 1])
+        return Delivery(attempt=attempt, at=at, status=status, error=error, next_at=next_at)
 
 
 def check_url(url: str) -> str:
-    """The URL, if a webhook could be sent there; its address is checked when it is called.
+    """Validate a callback URL; the address of its host is checked at each delivery.
 
     Raises:
-        InvalidParameters: it could not.
+        InvalidParameters: It is not an http or https URL, has credentials, or exceeds `MAX_URL`.
     """
     try:
         parts = urlsplit(url)
@@ -156,68 +177,87 @@ def check_url(url: str) -> str:
         or not url.isascii()
         or any(character <= " " or character == "\x7f" for character in url)
     ):
-        raise InvalidParameters("callback_url: give an http or https URL without user or password", actual=url[:200])
+        raise InvalidParameters(
+            f"callback_url must be an http or https URL without credentials, of at most {MAX_URL} ASCII characters",
+            actual=url[:200],
+        )
     return url
 
 
-def sign(body: bytes, message_id: str, timestamp: int, secret: bytes) -> dict[str, str]:
+def sign(body: str, message_id: str, timestamp: datetime, secret: bytes) -> dict[str, str]:
     """The headers of the Standard Webhooks specification."""
-    signature = hmac.new(secret, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return {
         "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": "v1," + base64.b64encode(signature).decode(),
+        "webhook-timestamp": str(int(timestamp.timestamp())),
+        "webhook-signature": Webhook(secret).sign(message_id, timestamp, body),
     }
 
 
 def secret_of(service_secret: str, owner: str | None) -> bytes:
-    """What signs the webhooks of one caller; told as "whsec_" and base64."""
+    """The signing secret of one API key; `uvos keys webhook` prints it as "whsec_" and base64."""
     return hmac.new(service_secret.encode(), f"uvos webhook {owner or ''}".encode(), hashlib.sha256).digest()
 
 
-def post(url: str, body: bytes, headers: dict[str, str], *, networks: Sequence[Network] = ()) -> int:
-    """Send it; the status of the answer. Redirects are not followed: a redirect is an answer like any other.
+def post(
+    url: str,
+    body: bytes,
+    headers: dict[str, str],
+    *,
+    networks: Sequence[Network] = (),
+    timeout_s: float = DELIVERY_TIMEOUT_S,
+) -> int:
+    """POST to a public address, or to one in `networks`. Redirects are not followed.
+
+    Returns:
+        The HTTP status of the response.
 
     Raises:
-        AddressRefused: the host has no address that may be called.
-        OSError, http.client.HTTPException: it does not answer as it should.
+        AddressRefused: The host has no such address.
+        OSError, http.client.HTTPException: There is no valid response within the timeout.
     """
     parts = urlsplit(url)
     assert parts.hostname is not None
     encrypted = parts.scheme == "https"
-    deadline = time.monotonic() + ANSWER_WITHIN_S
-    plain = open_checked(parts.hostname, parts.port or (443 if encrypted else 80), networks)
-    # Each read has a timeout of its own; a server that answers a byte at a time is cut off by this one.
-    cut = threading.Timer(max(0.1, deadline - time.monotonic()), _shut, (plain,))
-    cut.start()
+    deadline = time.monotonic() + timeout_s
+    plain = open_checked(parts.hostname, parts.port or (443 if encrypted else 80), networks, timeout_s=timeout_s)
+    # The timeout of a socket is per read; the timer also ends a response that arrives byte by byte.
+    timer = threading.Timer(max(0.1, deadline - time.monotonic()), _shut_down, (plain,))
+    timer.start()
     try:
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ANSWER_WITHIN_S)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
         tls = ssl.create_default_context() if encrypted else None
         connection.sock = tls.wrap_socket(plain, server_hostname=parts.hostname) if tls else plain
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        sent = {"Content-Type": "application/json", "User-Agent": "uvos-webhooks", "Host": parts.netloc, **headers}
-        connection.request("POST", path, body, sent)
+        all_headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "uvos-webhooks",
+            "Host": parts.netloc,
+            **headers,
+        }
+        connection.request("POST", path, body, all_headers)
         with connection.getresponse() as response:
             return response.status
     finally:
-        cut.cancel()
-        _shut(plain)
+        timer.cancel()
+        _shut_down(plain)
         plain.close()
         with suppress(UnboundLocalError, OSError):
             connection.close()
 
 
-def _shut(connection: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def open_checked(host: str, port: int, networks: Sequence[Network]) -> socket.socket:
-    """A connection to the first of the host's addresses that may be called: the address that was checked, and no other.
+def open_checked(host: str, port: int, networks: Sequence[Network], *, timeout_s: float) -> socket.socket:
+    """Connect to the first allowed address of a host.
+
+    The connection goes to the address that was checked, not to the name, which could resolve differently a second time.
 
     Raises:
-        AddressRefused: there is none.
-        OSError: the name is unknown, or nobody listens there.
+        AddressRefused: The host has no allowed address.
+        OSError: The name does not resolve, or the connection fails.
     """
     refused = None
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
@@ -226,7 +266,7 @@ def open_checked(host: str, port: int, networks: Sequence[Network]) -> socket.so
             continue
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.settimeout(ANSWER_WITHIN_S / 2)
+            connection.settimeout(timeout_s / 2)
             connection.connect(address)
         except OSError:
             connection.close()
@@ -236,7 +276,7 @@ def open_checked(host: str, port: int, networks: Sequence[Network]) -> socket.so
 
 
 def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether an address is public, or in one of the networks that the service was told to trust."""
+    """Whether an address is public or in one of `networks`; IPv4 addresses embedded in IPv6 are checked as such."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip in NAT64:

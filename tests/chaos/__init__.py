@@ -1,4 +1,4 @@
-"""The service under kills, faults and stalls: real processes, a child that does no work to speak of.
+"""Chaos tests: the service under kills, faults and stalls, with real processes and a stub child.
 
-`python -m tests.chaos` runs everything at full length and prints a table; `test_chaos.py` is its short form.
+`python -m tests.chaos` runs all scenarios at full length; `test_chaos.py` runs them shortened.
 """

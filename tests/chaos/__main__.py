@@ -1,4 +1,4 @@
-"""Everything at full length, or one scenario by name: `python -m tests.chaos [NAME]`."""
+"""Run all scenarios at full length, or those named: `python -m tests.chaos [NAME ...]`."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SMALL_DISK = "110m"
 DISK = "UVOS_TEST_DISK"
 
 DEFAULT_LEASE = {"UVOS_LEASE_S": "6", "UVOS_RECOVERY_INTERVAL_S": "2"}
-FULL: dict[str, tuple[Callable[[Fleet], scenarios.Figures], dict[str, str]]] = {
+FULL: dict[str, tuple[Callable[[Fleet], scenarios.Report], dict[str, str]]] = {
     "storm": (partial(scenarios.storm, jobs=500, kill_every_s=10, queue_kills=3, job_s=0.4), {}),
     "kill_at_each_step": (scenarios.kill_at_each_step, DEFAULT_LEASE),
     "stalls": (partial(scenarios.stalls, count=20), {}),
@@ -38,7 +38,7 @@ FULL: dict[str, tuple[Callable[[Fleet], scenarios.Figures], dict[str, str]]] = {
     "full_disk_at_the_end": (partial(scenarios.full_disk_at_the_end, video=stub_video(0.1)), {}),
     "full_disk_at_a_real_end": (
         lambda fleet: scenarios.full_disk_at_the_end(fleet, video=_real_video(fleet)),
-        {CHILD: "worker.jobs.child"},
+        {CHILD: "worker.jobs.child_process"},
     ),
 }
 
@@ -55,13 +55,13 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="uvos-chaos-", dir=os.environ.get(DISK)) as folder:
             try:
                 with Fleet(Path(folder), settings=settings) as fleet:
-                    figures = scenario(fleet)
+                    report = scenario(fleet)
             except AssertionError as error:
                 failed += 1
                 print(f"FAILED {name}: {error}", flush=True)
                 continue
-        told = ", ".join(f"{key}: {value}" for key, value in figures.items())
-        print(f"ok {name} ({time.monotonic() - start:.0f} s): {told}", flush=True)
+        summary = ", ".join(f"{key}: {value}" for key, value in report.items())
+        print(f"ok {name} ({time.monotonic() - start:.0f} s): {summary}", flush=True)
     return 1 if failed else 0
 
 
@@ -70,7 +70,7 @@ def _real_video(fleet: Fleet) -> bytes:
 
 
 def _on_a_small_disk(name: str) -> int:
-    """Run a scenario in a mount namespace of its own, where a small tmpfs can be mounted without root."""
+    """Run a scenario in its own mount namespace, where a small tmpfs can be mounted without root."""
     with tempfile.TemporaryDirectory(prefix="uvos-disk-") as disk:
         script = f"mount -t tmpfs -o size={SMALL_DISK} tmpfs {disk} && exec {sys.executable} -m tests.chaos {name}"
         command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]

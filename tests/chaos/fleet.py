@@ -1,4 +1,4 @@
-"""A queue, an API and workers as processes of their own, to be killed, stopped and started again."""
+"""A queue, an API and workers as separate processes that can be killed, stopped and restarted."""
 
 import json
 import os
@@ -18,17 +18,18 @@ import httpx
 import redis
 
 from service.jobs.embedded import EmbeddedServer
+from service.storage.claims import EndClaim, ExecutionClaim
 from service.storage.folder import Storage
 from tests.chaos.stub_child import stub_video
 from uvos.contract import JobEnd
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 60.0  # a machine with other work to do is slow
+TIMEOUT_S = 60.0  # long, because the machine may be shared
 QUICK = {"UVOS_LEASE_S": "1", "UVOS_RECOVERY_INTERVAL_S": "0.5", "UVOS_SHUTDOWN_GRACE_S": "0.5"}
 
 
 class Fleet:
-    """Everything of the service lies in `folder`."""
+    """A complete service whose state is in `folder`."""
 
     def __init__(self, folder: Path, *, workers: int = 2, settings: dict[str, str] | None = None) -> None:
         self.folder = folder
@@ -53,7 +54,7 @@ class Fleet:
         self.start_api()
         for _ in range(self.wanted):
             self.start_worker()
-        self.wait_for(lambda: len(self.warm_workers()) >= self.wanted, "warm workers", 3 * PATIENCE_S)
+        self.wait_for(lambda: len(self.warm_workers()) >= self.wanted, "warm workers", 3 * TIMEOUT_S)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -81,9 +82,9 @@ class Fleet:
 
     def start_api(self) -> None:
         self.api = self._start("service.cli", "serve", "--port", str(self.port), log="api.log")
-        self.wait_for(self._api_lives, "the API")
+        self.wait_for(self._api_is_alive, "the API")
 
-    def _api_lives(self) -> bool:
+    def _api_is_alive(self) -> bool:
         with suppress(httpx.HTTPError):
             return self.http.get("/livez").is_success
         return False
@@ -95,24 +96,24 @@ class Fleet:
 
     def warm_workers(self) -> list[dict[str, Any]]:
         with suppress(httpx.HTTPError, KeyError):
-            found: list[dict[str, Any]] = self.http.get("/readyz").json()["workers"]
-            return [one for one in found if one["device"] != "starting"]
+            workers: list[dict[str, Any]] = self.http.get("/readyz").json()["workers"]
+            return [worker for worker in workers if worker["device"] != "starting"]
         return []
 
-    def keep_workers(self) -> None:
-        """Replace those that have died, as `uvos up` and every orchestrator do."""
+    def replace_workers(self) -> None:
+        """Replace dead workers, as `uvos up` and orchestrators do."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         while len(self.workers) < self.wanted:
             self.start_worker()
 
-    def make_whole(self) -> None:
-        """As at the beginning, whatever was done to it."""
+    def restore(self) -> None:
+        """Bring the fleet back to its initial state."""
         for order in self.data.glob("order-*"):
             order.unlink()
         for worker in self.workers:
             with suppress(ProcessLookupError):
                 worker.send_signal(signal.SIGCONT)
-        self.keep_workers()
+        self.replace_workers()
         if self.api is None or self.api.poll() is not None:
             self.start_api()
         for job_id in self.storage.open_jobs():
@@ -120,10 +121,10 @@ class Fleet:
                 self.http.delete(f"/jobs/{job_id}")
         self.wait_for(lambda: len(self.warm_workers()) >= self.wanted, "warm workers")
 
-    def assert_nobody_died(self) -> None:
-        """Workers die by our hand only."""
+    def assert_no_crash(self) -> None:
+        """Check that no worker exited by itself."""
         dead = [worker.returncode for worker in self.workers if worker.poll() is not None]
-        assert not dead, f"workers ended by themselves: {dead}\n{self.log()[-5000:]}"
+        assert not dead, f"workers exited by themselves: {dead}\n{self.log()[-5000:]}"
 
     def child_of(self, worker: "subprocess.Popen[bytes]") -> int | None:
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
@@ -149,8 +150,8 @@ class Fleet:
     def end(self, job_id: str) -> JobEnd | None:
         return self.storage.end(job_id)
 
-    def wait_for_end(self, job_id: str, patience_s: float = PATIENCE_S) -> JobEnd:
-        self.wait_for(lambda: self.storage.end(job_id) is not None, f"job {job_id}", patience_s)
+    def wait_for_end(self, job_id: str, timeout_s: float = TIMEOUT_S) -> JobEnd:
+        self.wait_for(lambda: self.storage.end(job_id) is not None, f"job {job_id}", timeout_s)
         end = self.storage.end(job_id)
         assert end is not None
         return end
@@ -162,33 +163,29 @@ class Fleet:
     def wait_for_status(self, job_id: str, status: str) -> None:
         self.wait_for(lambda: self.status(job_id) == status, f"job {job_id} to be {status}")
 
-    def order(self, step: str, what: str) -> None:
-        """The next worker that comes to this step is sent this signal."""
-        (self.data / f"order-{step}").write_text(what)
+    def order(self, step: str, name: str) -> None:
+        """Give an order, such as a signal, to the next worker that reaches this step."""
+        (self.data / f"order-{step}").write_text(name)
 
     def executions(self, job_id: str) -> list[str]:
-        """Those that began, in order."""
-        claims = self.data / "jobs" / job_id / "claims"
-        numbers = sorted(int(name) for name in os.listdir(claims) if name.isdigit())
-        contents = [(claims / str(number)).read_text() for number in numbers]
-        return [content for content in contents if not content.startswith("{")]
+        """The executions that began, in order."""
+        claims = self.storage.claim_log(job_id).entries()
+        return [claim.execution for claim in claims if isinstance(claim, ExecutionClaim)]
 
     def ends(self, job_id: str) -> int:
-        """How many ends its log holds: one, whatever happened."""
-        claims = self.data / "jobs" / job_id / "claims"
-        names = [name for name in os.listdir(claims) if name.isdigit()]
-        return sum((claims / name).read_text().startswith("{") for name in names)
+        """The number of ends in the claim log."""
+        return sum(isinstance(claim, EndClaim) for claim in self.storage.claim_log(job_id).entries())
 
     def published(self) -> Counter[str]:
-        """How often workers said of a job that their end of it counts."""
+        """How often workers logged that they ended a job, by job."""
         return Counter(re.findall(r"job (\w+): (?:succeeded|failed|canceled)", self.log()))
 
     def log(self) -> str:
         path = self.folder / "workers.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def assert_whole(self, job_id: str) -> None:
-        """A job that succeeded has its result, of the execution that its end names, and nothing else."""
+    def assert_complete(self, job_id: str) -> None:
+        """Check that a job has the result of the execution that its end names, and nothing else."""
         end = self.storage.end(job_id)
         assert end is not None
         assert end.execution is not None
@@ -199,11 +196,11 @@ class Fleet:
         assert not self.storage.input_path(job_id).exists()
         assert self.ends(job_id) == 1
 
-    def wait_for(self, condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> float:
-        """Wait until it holds; how many seconds that took."""
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> float:
+        """Wait until the condition holds; the seconds that took."""
         start = time.monotonic()
         while not condition():
             waited = time.monotonic() - start
-            assert waited < patience_s, f"waited {waited:.0f} s for {what}\n{self.log()[-3000:]}"
+            assert waited < timeout_s, f"waited {waited:.0f} s for {what}\n{self.log()[-3000:]}"
             time.sleep(0.02)
         return time.monotonic() - start

@@ -1,7 +1,7 @@
-"""Jobs for half an hour: memory and file descriptors must be flat after five minutes.
+"""Soak test: memory and file descriptors must not grow after a warm-up.
 
-`python -m tests.chaos.soak [MINUTES]` runs the service with its own small model and posts clips one after another,
-now and then a broken one, a cancelled one and a deleted one; looks at every process each ten seconds.
+`python -m tests.chaos.soak [MINUTES]` runs the service with `tiny` for 30 minutes or as given and submits clips one
+after another, among them broken, cancelled and deleted ones. Every process is measured every ten seconds.
 """
 
 import os
@@ -18,24 +18,24 @@ import httpx
 
 from tests.videos import make_scene, write_video
 
-LOOK_EVERY_S = 10.0
-WARM_UP = 1 / 6  # of the time: five minutes of thirty
-GROWTH_BYTES = 30 * 2**20  # of one process, from the first to the last third of what follows
+SAMPLE_INTERVAL_S = 10.0
+WARM_UP = 1 / 6  # share of the duration
+GROWTH_BYTES = 30 * 2**20  # per process, from the first to the last third after the warm-up
 GROWTH_FILES = 5
 
 
-def tree(pid: int) -> dict[str, int]:
-    """The processes that last: the API, Valkey, each worker and its child, by name."""
-    found = {"api": pid}
+def processes(pid: int) -> dict[str, int]:
+    """The long-running processes of the service, name -> pid."""
+    pids = {"api": pid}
     for child in _children(pid):
         command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
         if b"valkey" in command or b"redis" in command:
-            found["valkey"] = child
+            pids["valkey"] = child
         else:
-            found["worker"] = child
+            pids["worker"] = child
             for grandchild in _children(child):
-                found["child"] = grandchild
-    return found
+                pids["child"] = grandchild
+    return pids
 
 
 def _children(pid: int) -> list[int]:
@@ -43,16 +43,16 @@ def _children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-def look(pid: int) -> tuple[int, int]:
-    """Resident bytes and open files of a process."""
+def measure(pid: int) -> tuple[int, int]:
+    """Resident bytes and open file descriptors of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def soak(http: httpx.Client, pid: int, clips: list[bytes], seconds: float) -> dict[str, list[tuple[float, int, int]]]:
-    """Post jobs for so long; time, bytes and files of each process."""
-    seen: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
-    began, next_look, number = time.monotonic(), 0.0, 0
+    """Submit jobs for `seconds`; the samples (time, bytes, files) of each process."""
+    samples: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
+    began, next_sample_at, number = time.monotonic(), 0.0, 0
     while time.monotonic() - began < seconds:
         video = clips[number % len(clips)]
         job = http.post("/segment", files={"video": ("a.mp4", video)}, data={"resolution": "96x128"}).json()
@@ -66,19 +66,19 @@ def soak(http: httpx.Client, pid: int, clips: list[bytes], seconds: float) -> di
             http.delete(f"/jobs/{job['id']}")
         number += 1
         now = time.monotonic() - began
-        if now > next_look:
-            next_look = now + LOOK_EVERY_S
-            for name, process in tree(pid).items():
-                seen[name].append((now, *look(process)))
+        if now > next_sample_at:
+            next_sample_at = now + SAMPLE_INTERVAL_S
+            for name, process in processes(pid).items():
+                samples[name].append((now, *measure(process)))
     print(f"{number} jobs")
-    return seen
+    return samples
 
 
 def main() -> int:
     seconds = 60 * float((*sys.argv[1:], "30")[0])
     with tempfile.TemporaryDirectory(prefix="uvos-soak-") as folder:
         frames = [make_scene(frames=8, seed=seed).frames for seed in range(3)]
-        clips = [write_video(Path(folder) / f"{index}.mp4", one).read_bytes() for index, one in enumerate(frames)]
+        clips = [write_video(Path(folder) / f"{index}.mp4", clip).read_bytes() for index, clip in enumerate(frames)]
         clips.append(clips[0][: len(clips[0]) // 2])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -89,16 +89,16 @@ def main() -> int:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
                 _wait_until_warm(http)
-                seen = soak(http, service.pid, clips, seconds)
+                samples = soak(http, service.pid, clips, seconds)
         finally:
             service.send_signal(signal.SIGINT)
             service.wait(60)
     grown = False
-    for name, looks in seen.items():
-        settled = [one for one in looks if one[0] > seconds * WARM_UP] or looks
+    for name, process_samples in samples.items():
+        settled = [sample for sample in process_samples if sample[0] > seconds * WARM_UP] or process_samples
         third = max(1, len(settled) // 3)
-        memory = [max(one[1] for one in part) for part in (settled[:third], settled[-third:])]
-        files = [max(one[2] for one in part) for part in (settled[:third], settled[-third:])]
+        memory = [max(sample[1] for sample in part) for part in (settled[:third], settled[-third:])]
+        files = [max(sample[2] for sample in part) for part in (settled[:third], settled[-third:])]
         print(
             f"{name}: {memory[0] / 2**20:.0f} MB, {files[0]} files in the first third, "
             f"{memory[1] / 2**20:.0f} MB, {files[1]} files in the last"
@@ -116,7 +116,7 @@ def _wait_until_warm(http: httpx.Client) -> None:
         except (httpx.HTTPError, KeyError):
             pass
         time.sleep(0.2)
-    raise AssertionError("no worker is ready")
+    raise AssertionError("no worker became warm within 120 s")
 
 
 if __name__ == "__main__":

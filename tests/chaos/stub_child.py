@@ -1,4 +1,4 @@
-"""A child without torch: the video itself says how long the work takes and how it goes wrong."""
+"""A child process without torch: the uploaded file says how long the work takes and how it fails."""
 
 import json
 import os
@@ -7,16 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from service.settings import Settings
-from service.storage.folder import Storage, full_is_an_answer
-from uvos.contract import Stage
-from worker.jobs.child import Send, work_for_parent
+from service.storage.durable import storage_full_errors
+from service.storage.folder import Storage
+from uvos.contract import Clustering, JobProgress, JobTiming, Motion, Stage, Workload
+from uvos.errors import StorageFull
+from worker.jobs.child_process import Send, serve_worker
+from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped
 
 SIGNATURE = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
 STEP_S = 0.05
+TIMING = JobTiming(
+    model="stub",
+    device="stub",
+    clustering=Clustering.algorithm1,
+    motion=Motion.off,
+    video_bytes=1,
+    work=Workload(frames=1, tokens=1, key_tokens=1, pixels=1, levels=1),
+    seconds={},
+)
 
 
 def stub_video(seconds: float = 0.1, **orders: Any) -> bytes:
-    """A file that passes for a video at the door and tells `StubRunner` what to do."""
+    """A file with the signature of an MP4 that tells `StubRunner` what to do."""
     return SIGNATURE + json.dumps({"seconds": seconds} | orders).encode()
 
 
@@ -28,53 +40,59 @@ class StubRunner:
 
     def warm_up(self) -> None: ...
 
-    def about(self) -> dict[str, Any]:
-        return {"device": "stub"}
+    def ready(self) -> Ready:
+        return Ready(device="stub")
 
     def cancel(self, execution: str) -> None:
         self.cancelled.add(execution)
 
-    def run(self, job_id: str, execution: str) -> None:
+    def run(self, run: Run) -> None:
         try:
-            self._run(job_id, execution)
+            self._run(run)
         except FileNotFoundError:
-            self.send({"stopped": execution})  # the job was deleted
+            self.send(Stopped(execution=run.execution))  # the job was deleted
 
-    def _run(self, job_id: str, execution: str) -> None:
-        orders = json.loads(self.storage.input_path(job_id).read_bytes().removeprefix(SIGNATURE))
-        out = self.storage.work_dir(job_id, execution)
+    def _run(self, run: Run) -> None:
+        orders = json.loads(self.storage.input_path(run.job_id).read_bytes().removeprefix(SIGNATURE))
+        out = self.storage.work_dir(run.job_id, run.execution)
         out.mkdir()
-        if orders.get("die"):
+        if orders.get("crash"):
             os.abort()
-        if orders.get("deaf"):
-            time.sleep(1000)  # like native code: hears neither cancel nor deadline
-        if orders.get("eat"):
-            self._eat(out / "eaten", execution)
+        if orders.get("hang"):
+            time.sleep(1000)  # like native code: reacts to neither cancellation nor deadline
+        if orders.get("fill"):
+            self._fill(out / "ballast", run.execution)
             return
         steps = max(1, round(orders["seconds"] / STEP_S))
         for step in range(steps):
-            if execution in self.cancelled:
-                self.send({"stopped": execution})
+            if run.execution in self.cancelled:
+                self.send(Stopped(execution=run.execution))
                 return
-            progress = {"execution": execution, "stage": Stage.features, "frames_done": step, "frames_total": steps}
-            self.send({"progress": progress})
+            progress = JobProgress(
+                execution=run.execution,
+                started_at=run.started_at,
+                stage=Stage.features,
+                frames_done=step,
+                frames_total=steps,
+            )
+            self.send(ProgressUpdate(progress=progress))
             time.sleep(STEP_S)
         folder = out / "levels" / "1"
         folder.mkdir(parents=True)
-        (folder / "rle.json").write_text(json.dumps({"execution": execution}))
+        (folder / "rle.json").write_text(json.dumps({"execution": run.execution}))
         (out / "manifest.json").write_text("{}")
-        self.send({"done": execution})
+        self.send(Done(execution=run.execution, timing=TIMING))
 
-    def _eat(self, path: Path, execution: str) -> None:
+    def _fill(self, path: Path, execution: str) -> None:
         """Write until the disk is full."""
         try:
-            with full_is_an_answer(path.parent), path.open("wb") as file:
+            with storage_full_errors(path.parent), path.open("wb") as file:
                 while True:
                     file.write(bytes(1 << 20))
                     file.flush()
-        except Exception as error:
-            self.send({"failed": execution, "problem": error.problem().model_dump()})  # type: ignore[attr-defined]
+        except StorageFull as error:
+            self.send(Failed(execution=execution, problem=error.problem()))
 
 
 if __name__ == "__main__":
-    work_for_parent(StubRunner)
+    serve_worker(StubRunner)

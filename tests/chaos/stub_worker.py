@@ -1,4 +1,4 @@
-"""A worker with a stub for a child, which a file can order to die, sleep or fill the disk at a named step of a job."""
+"""A worker with a stub child. A file can order it to die, to stop or to fill the disk at a named step of a job."""
 
 import logging
 import os
@@ -13,45 +13,59 @@ from rq.job import Job
 from service.settings import Settings
 from service.storage.folder import Storage
 from uvos.contract import JobEnd
-from worker.jobs import queue
 from worker.jobs.child import Child
-from worker.jobs.queue import SegmentWorker
+from worker.jobs.execution import Execution, Host
+from worker.jobs.messages import ProgressUpdate
+from worker.jobs.worker import SegmentWorker
 
-CHILD = "UVOS_TEST_CHILD"  # another module for the child: "worker.jobs.child" is the real one
+CHILD = "UVOS_TEST_CHILD"  # module of the child; "worker.jobs.child_process" is the real one
 FILL = "FILL"
+BEGIN_TIMEOUT_S = 10.0  # the stub begins at once
 
-STEPS = ("popped", "held", "claimed", "running", "publishing", "decided", "released")
+STEPS = ("popped", "leased", "claimed", "running", "publishing", "decided", "released")
 
 
-class OrderlyStorage(Storage):
-    """Storage that obeys orders: once it is decided how a job ended, and once work was dropped."""
+class ObedientStorage(Storage):
+    """Storage that obeys orders after the end of a job was claimed and after work was removed."""
 
-    def drop_work(self, job_id: str, execution: str) -> None:
-        super().drop_work(job_id, execution)
-        obey(self, "dropped")
+    def remove_work(self, job_id: str, execution: str) -> None:
+        super().remove_work(job_id, execution)
+        obey(self, "removed")
 
-    def _settle(self, job_id: str, number: int) -> None:
+    def finalize(self, job_id: str, claim: int) -> None:
         obey(self, "decided")
-        super()._settle(job_id, number)
+        super().finalize(job_id, claim)
 
 
-class OrderlyWorker(SegmentWorker):
+class ObedientExecution(Execution):
+    def __init__(self, host: Host, job_id: str) -> None:
+        super().__init__(host, job_id, begin_timeout_s=BEGIN_TIMEOUT_S)
+
+    def take_lease(self) -> bool:
+        is_taken = super().take_lease()
+        obey(self.host.storage, "leased")
+        return is_taken
+
+    def check_attempts(self) -> JobEnd | None:
+        obey(self.host.storage, "claimed")
+        return super().check_attempts()
+
+    def publish_progress(self, update: ProgressUpdate) -> None:
+        obey(self.host.storage, "running")
+        super().publish_progress(update)
+
+    def publish(self, end: JobEnd) -> None:
+        obey(self.host.storage, "publishing")
+        super().publish(end)
+
+
+class ObedientWorker(SegmentWorker):
+    execution_type = ObedientExecution
+
     def execute_job(self, job: Job, queue: Queue) -> None:
         obey(self.storage, "popped")
         super().execute_job(job, queue)
         obey(self.storage, "released")
-
-    def _within_attempts(self, job_id: str) -> JobEnd | None:
-        obey(self.storage, "claimed")
-        return super()._within_attempts(job_id)
-
-    def _tell(self, *arguments: object) -> None:
-        obey(self.storage, "running")
-        super()._tell(*arguments)  # type: ignore[arg-type]
-
-    def _publish(self, job_id: str, end: JobEnd, claim: int) -> None:
-        obey(self.storage, "publishing")
-        super()._publish(job_id, end, claim)
 
 
 def obey(storage: Storage, step: str) -> None:
@@ -69,7 +83,7 @@ def obey(storage: Storage, step: str) -> None:
 
 
 def fill_disk(root: Path) -> None:
-    """Leave not a byte on the disk of this folder; removing the ballast makes room again."""
+    """Leave not a byte free on the disk of this folder; removing the file `ballast` frees it again."""
     with (root / "ballast").open("ab", buffering=0) as ballast:
         for size in (1 << 20, 1 << 12, 1):
             with suppress(OSError):
@@ -80,18 +94,8 @@ def fill_disk(root: Path) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(message)s", stream=sys.stderr)
     settings = Settings()
-    queue.BEGIN_WITHIN_S = 10.0  # the stub begins at once
-    storage = OrderlyStorage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
-    worker = OrderlyWorker(settings, storage, Child(settings, os.environ.get(CHILD, "tests.chaos.stub_child")))
-    take_lease = worker.broker.take_lease
-
-    def take_lease_then_obey(*arguments: object, **named: object) -> bool:
-        taken = take_lease(*arguments, **named)  # type: ignore[arg-type]
-        obey(storage, "held")
-        return taken
-
-    worker.broker.take_lease = take_lease_then_obey  # type: ignore[method-assign]
-    worker.serve()
+    storage = ObedientStorage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
+    ObedientWorker(settings, storage, Child(settings, os.environ.get(CHILD, "tests.chaos.stub_child"))).serve()
 
 
 if __name__ == "__main__":

@@ -1,114 +1,77 @@
-"""The warm process: loads torch and models once, runs one job after another, is stopped and replaced by its parent.
+"""The worker's handle of its child process. Loads no torch.
 
-Parent and child speak JSON lines over two pipes. To the child: {"run": Assignment} and {"cancel": execution}. From
-it: {"ready": ...}, {"begun": execution}, {"progress": Progress}, and one of {"done": execution},
-{"stopped": execution}, {"failed": execution, "problem": Problem}. The parent's side imports no torch; the child's
-side is a module that calls `work_for_parent` when it is run, by default this one.
+The child (`child_process.py`) loads torch and the models once and runs one job after another. The worker can kill and
+replace it at any moment: at a job's deadline, on cancellation, after an out-of-memory error.
 """
 
 import contextlib
-import ctypes
-import json
-import logging
 import os
 import selectors
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
-
-from pydantic import BaseModel
 
 from service.settings import Settings
+from worker.jobs.messages import FROM_CHILD, Cancel, FromChild, Ready, Run, ToChild, encode
 
-log = logging.getLogger(__name__)
-
-PR_SET_PDEATHSIG = 1
-CANCEL_WITHIN_S = 1.2  # then the child is killed: a cancelled job is off the GPU within two seconds
-START_TIMEOUT_S = 120.0  # torch and a model from a slow disk; then it is started anew
-
-
-class Assignment(BaseModel):
-    """One execution of a job."""
-
-    job_id: str
-    execution: str
-
-
-Send = Callable[[dict[str, Any]], None]
-
-
-class Runner(Protocol):
-    """What does the work in the child: `worker.jobs.tasks.Runner`, or a test's own."""
-
-    def warm_up(self) -> None: ...
-    def about(self) -> dict[str, Any]: ...
-    def run(self, job_id: str, execution: str) -> None: ...
-    def cancel(self, execution: str) -> None: ...
+SETTINGS_VARIABLE = "UVOS_CHILD_SETTINGS"
 
 
 class Child:
-    """The parent's handle of the warm process."""
+    """A child process that can be restarted."""
 
-    def __init__(self, settings: Settings, module: str = "worker.jobs.child") -> None:
+    def __init__(self, settings: Settings, module: str = "worker.jobs.child_process") -> None:
         self._settings = settings
         self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self.started_at = 0.0
-        """When it was started last, by the monotonic clock."""
+        """Time of the last start, monotonic clock, seconds."""
         self.is_warm = False
-        """Whether it has told that it can work."""
-        self.about: dict[str, Any] = {}
-        """What the child told of itself when it was ready: device, models, sandbox."""
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        """Whether the child has loaded its models since the last start."""
+        self.state = Ready(device="starting")
+        """The child's last `Ready` message; of an earlier start until the child is warm."""
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start the process; it warms up while the parent goes on."""
+        """Start the process, or restart it; returns before it is warm."""
         self.kill()
         self._buffer, self.started_at = b"", time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_without_settings() | {"UVOS_CHILD_SETTINGS": self._settings.model_dump_json()},
-            process_group=0,  # Ctrl-C in the terminal reaches the parent alone, which ends the child in order
+            env=_environment() | {SETTINGS_VARIABLE: self._settings.model_dump_json()},
+            process_group=0,  # Ctrl-C in the terminal reaches the worker only, which stops the child in order
         )
 
-    def run(self, assignment: Assignment) -> None:
-        """Give it work; one that has died does nothing with it, and `receive` says so."""
-        self._send({"run": assignment.model_dump()})
+    def run(self, run: Run) -> None:
+        """Begin an execution. If the process has died, the next `receive` raises EOFError."""
+        self._send(run)
 
     def cancel(self, execution: str) -> None:
-        """Ask it to stop what it does."""
-        self._send({"cancel": execution})
+        """Ask the child to stop an execution."""
+        self._send(Cancel(execution=execution))
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: ToChild) -> None:
         if self._process is None:
             return
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died: `receive` says so
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports the death of the process
+            self._process.stdin.write(encode(message))
             self._process.stdin.flush()
 
-    def receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next message, None where there is none within the time.
+    def receive(self, timeout_s: float) -> FromChild | None:
+        """The next message; None if there is none within the timeout.
 
         Raises:
-            EOFError: the process has died.
+            EOFError: The process has died or was not started.
         """
         if self._process is None:
-            raise EOFError("the worker's child is not there")
+            raise EOFError("the child process is not running")
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
@@ -118,16 +81,16 @@ class Child:
                     return None
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
-                raise EOFError("the worker's child has died")
+                raise EOFError("the child process has died")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        if "ready" in message:
-            self.about, self.is_warm = message["ready"], True
+        message = FROM_CHILD.validate_json(line)
+        if isinstance(message, Ready):
+            self.state, self.is_warm = message, True
         return message
 
     def kill(self) -> int | None:
-        """End it now, whatever it does; its exit code."""
+        """Kill the process if it runs; its exit code."""
         self.is_warm = False
         if self._process is None:
             return None
@@ -142,74 +105,6 @@ class Child:
         return code
 
 
-def _without_settings() -> dict[str, str]:
-    """The environment without ours: the child needs no address of the queue, and what it decodes no secret."""
+def _environment() -> dict[str, str]:
+    """The environment without UVOS_*: the child process, which handles untrusted video, must not hold secrets."""
     return {name: value for name, value in os.environ.items() if not name.startswith("UVOS_")}
-
-
-# --- the child's side
-
-
-def main() -> None:
-    """Segment videos until the parent is gone."""
-
-    def make(settings: Settings, send: Send) -> Runner:
-        from worker.jobs.tasks import Runner  # torch comes in here
-
-        return Runner(settings, send)
-
-    work_for_parent(make)
-
-
-def work_for_parent(make: Callable[[Settings, Send], Runner]) -> None:
-    """Run assignments until the parent is gone."""
-    _die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent decides when a job is handed back
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever prints, prints to the log
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s child[%(process)d] %(message)s")
-    settings = Settings.model_validate_json(os.environ.pop("UVOS_CHILD_SETTINGS"))
-
-    def send(message: dict[str, Any]) -> None:
-        out.write(json.dumps(message).encode() + b"\n")
-
-    runner = make(settings, send)
-    inbox: list[Assignment] = []
-    arrived = threading.Condition()
-
-    def listen() -> None:
-        for line in sys.stdin.buffer:
-            message = json.loads(line)
-            if "cancel" in message:
-                runner.cancel(message["cancel"])
-            else:
-                with arrived:
-                    inbox.append(Assignment.model_validate(message["run"]))
-                    arrived.notify()
-        os._exit(0)  # the parent is gone
-
-    threading.Thread(target=listen, daemon=True).start()
-    runner.warm_up()
-    send({"ready": runner.about()})
-    while True:
-        with arrived:
-            while not inbox:
-                arrived.wait()
-            assignment = inbox.pop(0)
-        send({"begun": assignment.execution})
-        runner.run(assignment.job_id, assignment.execution)
-        send({"ready": runner.about()})
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, however it dies."""
-    parent = os.getppid()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,20 @@
-"""What a job's message asks for: message in, pipeline, result out. Runs in the warm child."""
+"""Executions of jobs in the child process: from the job's record to its result."""
 
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from service.settings import Settings
-from service.storage.folder import Storage, full_is_an_answer
-from uvos.contract import Clustering, JobTiming, Stage, Workload
+from service.storage.durable import storage_full_errors
+from service.storage.folder import Storage
+from uvos.contract import Clustering, JobProgress, JobTiming, Stage, Workload
 from uvos.errors import InternalError, OutOfMemoryBudget, UvosError
 from uvos.models import find_model
+from worker.jobs.child_process import Send
+from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped
 from worker.models.loading import LoadedModel, choose_device, load_model
 from worker.numerics import loops
 from worker.pipeline import Budget, segment
@@ -21,32 +22,54 @@ from worker.video.request import DecodeLimits
 
 log = logging.getLogger(__name__)
 
-MODELS_KEPT = 2  # in memory; the one used longest ago goes first
-PROGRESS_EVERY_S = 0.2
-# Share of the whole that has gone when a stage begins, as measured with tiny on two cores.
-BEGINS_AT = {Stage.decode: 0.0, Stage.features: 0.05, Stage.attention: 0.45, Stage.clustering: 0.65, Stage.masks: 0.75}
-ENDS_AT = dict(zip(BEGINS_AT, [*list(BEGINS_AT.values())[1:], 1.0], strict=True))
+MODELS_KEPT = 2  # loaded at once; the least recently used is dropped
+PROGRESS_INTERVAL_S = 0.2
+# Share of the total time at which a stage begins, measured with `tiny` on two CPU cores.
+STAGE_START = {
+    Stage.decode: 0.0,
+    Stage.features: 0.05,
+    Stage.attention: 0.45,
+    Stage.clustering: 0.65,
+    Stage.masks: 0.75,
+}
+STAGE_END = dict(zip(STAGE_START, [*list(STAGE_START.values())[1:], 1.0], strict=True))
 
 
-class Stopped(Exception):
-    """The parent wants this execution to end."""
+class Cancelled(Exception):
+    """The execution was cancelled by the worker."""
 
 
-class Runner:
-    """Runs assignments one after the other with models that stay loaded."""
+class CancellationToken:
+    """Cancels one execution; set by the receiving thread, checked by the pipeline at every progress report."""
 
-    def __init__(self, settings: Settings, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        self._event.set()
+
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` once the execution was cancelled."""
+        if self._event.is_set():
+            raise Cancelled
+
+
+class TaskRunner:
+    """Runs executions one after another with models that stay loaded."""
+
+    def __init__(self, settings: Settings, send: Send) -> None:
         self.settings = settings
         self.send = send
         self.storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
         self.device = choose_device(settings.device)
+        self.sandbox: list[str] = []
+        """The mechanisms that confined the video decoder of the last job."""
         self._models: OrderedDict[tuple[str, bool], LoadedModel] = OrderedDict()
-        self._cancelled: set[str] = set()
+        self._tokens: dict[str, CancellationToken] = {}
         self._lock = threading.Lock()
-        self._sandbox: list[str] = []
 
     def warm_up(self) -> None:
-        """Load the default model and compile what a CPU runs, so that the first job need not wait for it."""
+        """Load the default model and, on a CPU, compile the loops, so that the first job does not wait for it."""
         if self.device.type == "cpu":
             loops.prepare()
         try:
@@ -54,16 +77,20 @@ class Runner:
         except UvosError as error:
             log.warning("the default model is not loaded: %s", error)
 
-    def about(self) -> dict[str, Any]:
+    def ready(self) -> Ready:
         models = {model.entry.name: model.sha256 for model in self._models.values()}
-        return {"device": str(self.device), "models": models, "sandbox": self._sandbox}
+        return Ready(device=str(self.device), models=models, sandbox=self.sandbox)
 
     def cancel(self, execution: str) -> None:
+        self.token(execution).cancel()
+
+    def token(self, execution: str) -> CancellationToken:
+        """The token of an execution; a cancellation may arrive before the execution begins."""
         with self._lock:
-            self._cancelled.add(execution)
+            return self._tokens.setdefault(execution, CancellationToken())
 
     def model(self, name: str, clustering: Clustering) -> LoadedModel:
-        """The model of that name, loaded now or before."""
+        """The model of that name, from memory if it is loaded."""
         key = (name, clustering is Clustering.windowed)  # windowed runs in float32
         if key not in self._models:
             settings = self.settings
@@ -73,7 +100,7 @@ class Runner:
                 weights_dir=settings.weights_folder,
                 allow_hub=settings.allow_hub,
                 device=self.device,
-                dtype=settings.dtype,  # type: ignore[arg-type]  # a pattern holds it to the three
+                dtype=settings.dtype,  # type: ignore[arg-type]  # a pattern restricts it to the three values
                 clustering=clustering,
             )
             while len(self._models) > MODELS_KEPT:
@@ -81,113 +108,115 @@ class Runner:
         self._models.move_to_end(key)
         return self._models[key]
 
-    def run(self, job_id: str, execution: str) -> None:
-        """Do a job and tell the parent how it went; nothing that a job does ends the child."""
+    def run(self, run: Run) -> None:
+        """Run an execution and send its outcome; no failure of a job ends the process."""
         try:
-            timing = segment_video(job_id, execution, self)
-            self.send({"done": execution, "timing": timing.model_dump(mode="json")})
-        except Stopped:
-            self.send({"stopped": execution})
+            self.send(Done(execution=run.execution, timing=segment_video(run, self)))
+        except Cancelled:
+            self.send(Stopped(execution=run.execution))
         except UvosError as error:
-            self.send({"failed": execution, "problem": error.problem().model_dump()})
+            self.send(Failed(execution=run.execution, problem=error.problem()))
         except (MemoryError, torch.OutOfMemoryError) as error:
-            log.exception("job %s ran out of memory", job_id)
-            problem = OutOfMemoryBudget(f"there is not enough memory for this job: {str(error)[:200]}").problem()
-            self.send({"failed": execution, "problem": problem.model_dump(), "restart": True})
+            log.exception("job %s ran out of memory", run.job_id)
+            problem = OutOfMemoryBudget(f"this job needs more memory than there is: {str(error)[:200]}").problem()
+            self.send(Failed(execution=run.execution, problem=problem, restart=True))
         except Exception as error:
-            log.exception("job %s failed by a fault of the service", job_id)
-            problem = InternalError("something went wrong in the service; its log has the particulars").problem()
-            restart = isinstance(error, torch.AcceleratorError)  # nothing works after it in this process
-            self.send({"failed": execution, "problem": problem.model_dump(), "restart": restart})
+            log.exception("job %s failed with an internal error", run.job_id)
+            problem = InternalError("internal error; the log of the worker has the traceback").problem()
+            restart = isinstance(error, torch.AcceleratorError)  # the CUDA context is unusable afterwards
+            self.send(Failed(execution=run.execution, problem=problem, restart=restart))
         finally:
             with self._lock:
-                self._cancelled.discard(execution)
-
-    def check(self, execution: str) -> None:
-        with self._lock:
-            if execution in self._cancelled:
-                raise Stopped
+                self._tokens.pop(run.execution, None)
 
 
-class Reporter:
-    """Tells the parent where a job is, and measures how long each stage takes."""
+class ProgressReporter:
+    """Sends the progress of one execution to the worker and measures the time of each stage."""
 
-    def __init__(self, execution: str, runner: Runner) -> None:
-        self.execution = execution
-        self.runner = runner
+    def __init__(self, run: Run, runner: TaskRunner) -> None:
         self.work: Workload | None = None
         self.seconds: dict[Stage, float] = {}
+        self._run = run
+        self._runner = runner
+        self._token = runner.token(run.execution)
         self._stage = Stage.decode
-        self._looked_at = time.monotonic()
-        self._told_at = 0.0
+        self._measured_at = time.monotonic()
+        self._sent_at = 0.0
 
-    def begin(self) -> None:
-        """Count from now on: a model that had to be loaded first says nothing about the next job."""
-        self.seconds, self._looked_at = {}, time.monotonic()
+    def restart_clock(self) -> None:
+        """Measure from now on: the time to load a model says nothing about the next job."""
+        self.seconds, self._measured_at = {}, time.monotonic()
 
-    def look(self) -> None:
-        """Count the time since the last look to the stage that ran."""
+    def measure(self) -> None:
+        """Add the time since the last measurement to the current stage."""
         now = time.monotonic()
-        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._looked_at
-        self._looked_at = now
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._measured_at
+        self._measured_at = now
 
-    def tell(self, stage: Stage, done: int, total: int | None) -> None:
-        """Called by the pipeline; raises `Stopped` where the parent no longer wants the job."""
-        self.runner.check(self.execution)
-        self.look()
-        begins, self._stage = stage != self._stage, stage
-        if self._looked_at - self._told_at < PROGRESS_EVERY_S and done != total and not begins:
+    def on_progress(self, stage: Stage, done: int, total: int | None) -> None:
+        """Called by the pipeline.
+
+        Raises:
+            Cancelled: The worker has cancelled the execution.
+        """
+        self._token.raise_if_cancelled()
+        self.measure()
+        stage_begins, self._stage = stage != self._stage, stage
+        if self._measured_at - self._sent_at < PROGRESS_INTERVAL_S and done != total and not stage_begins:
             return
-        self._told_at = self._looked_at
+        self._sent_at = self._measured_at
         share = min(done / total, 1.0) if total else 0.0
-        fraction = BEGINS_AT[stage] + share * (ENDS_AT[stage] - BEGINS_AT[stage])
-        progress = {
-            "execution": self.execution,
-            "stage": stage.value,
-            "frames_done": done,
-            "frames_total": total,
-            "fraction": round(fraction, 4),
-            "work": self.work.model_dump() if self.work else None,
-            "seconds": {stage.value: round(seconds, 3) for stage, seconds in self.seconds.items()},
-            "device": str(self.runner.device),
-        }
-        self.runner.send({"progress": progress})
+        fraction = STAGE_START[stage] + share * (STAGE_END[stage] - STAGE_START[stage])
+        progress = JobProgress(
+            execution=self._run.execution,
+            started_at=self._run.started_at,
+            stage=stage,
+            frames_done=done,
+            frames_total=total,
+            fraction=round(fraction, 4),
+            work=self.work,
+            seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            device=str(self._runner.device),
+        )
+        self._runner.send(ProgressUpdate(progress=progress))
 
-    def tell_work(self, work: Workload) -> None:
+    def on_work(self, work: Workload) -> None:
+        """Called by the pipeline when the amount of work is known."""
         self.work = work
 
 
-def segment_video(job_id: str, execution: str, runner: Runner) -> JobTiming:
-    """Segment the video of a job; its result lies in the execution's own folder until the parent publishes it.
+def segment_video(run: Run, runner: TaskRunner) -> JobTiming:
+    """Segment the video of a job into the output folder of the execution.
 
     Returns:
-        What it took.
+        The time that each stage took.
 
     Raises:
-        UvosError: what the job fails with.
-        Stopped: the parent no longer wants it.
+        UvosError: The failure of the job.
+        Cancelled: The worker has cancelled the execution.
     """
     storage = runner.storage
-    record = storage.record(job_id)
-    out = storage.work_dir(job_id, execution)
-    reporter = Reporter(execution, runner)
-    reporter.tell(Stage.decode, 0, None)
+    record = storage.record(run.job_id)
+    out = storage.work_dir(run.job_id, run.execution)
+    reporter = ProgressReporter(run, runner)
+    reporter.on_progress(Stage.decode, 0, None)
     model = runner.model(record.params.model, record.params.clustering)
-    reporter.begin()
-    with full_is_an_answer(storage.root):
-        out.mkdir()  # never its parents: a job deleted now must not come back as an empty folder
-        segment(
-            storage.input_path(job_id),
+    reporter.restart_clock()
+    with storage_full_errors(storage.root):
+        out.mkdir()  # without parents: a job that was deleted must not come back as an empty folder
+        manifest = segment(
+            storage.input_path(run.job_id),
             record.params,
             model,
             out,
             budget=budget_of(runner.settings),
             name=record.video_name,
-            job_id=job_id,
-            on_progress=reporter.tell,
-            on_work=reporter.tell_work,
+            job_id=run.job_id,
+            on_progress=reporter.on_progress,
+            on_work=reporter.on_work,
         )
-    reporter.look()
+    reporter.measure()
+    runner.sandbox = manifest.sandbox
     assert reporter.work is not None
     return JobTiming(
         model=record.params.model,

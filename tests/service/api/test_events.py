@@ -50,7 +50,7 @@ class Worker:
         assert self.broker.take_lease(job_id, "e1", 30, owner=None)
 
     def report(self, job_id: str, done: int) -> None:
-        self.broker.report(
+        self.broker.publish_progress(
             job_id,
             JobProgress(
                 execution="e1", started_at=datetime.now(UTC), stage=Stage.features, frames_done=done, frames_total=10

@@ -1,4 +1,4 @@
-"""The Valkey of our own: durable, one owner at a time, gone with its owner however that ends."""
+"""The embedded Valkey: durable, one owner at a time, stopped when its owner dies."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def client(server: EmbeddedServer) -> "redis.Redis":
     return redis.Redis.from_url(server.url, retry=None)
 
 
-def test_it_keeps_what_it_was_told_and_evicts_nothing(tmp_path: Path) -> None:
+def test_data_survives_a_restart_and_is_never_evicted(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server, client(server) as connection:
         connection.set("a", "1")
         assert connection.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
@@ -34,13 +34,13 @@ def test_it_keeps_what_it_was_told_and_evicts_nothing(tmp_path: Path) -> None:
         assert connection.get("a") == b"1"
 
 
-def test_it_is_reached_by_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_connect(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server, client(server) as connection:
         assert server.socket.stat().st_mode & 0o077 == 0
         assert connection.config_get("port")["port"] == "0"
 
 
-def test_it_comes_back_after_it_was_killed(tmp_path: Path) -> None:
+def test_it_restarts_with_its_data_after_sigkill(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server:
         with client(server) as connection:
             connection.set("a", "1")
@@ -51,19 +51,19 @@ def test_it_comes_back_after_it_was_killed(tmp_path: Path) -> None:
             assert connection.get("a") == b"1"
 
 
-def test_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
+def test_a_long_data_folder_gets_a_short_socket_path(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     with EmbeddedServer(folder) as server, client(server) as connection:
         assert connection.ping()
     assert not server.socket.parent.exists()
 
 
-def test_two_owners_are_one_too_many(tmp_path: Path) -> None:
+def test_a_second_owner_is_refused(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path), pytest.raises(RuntimeError, match="another process"):
         EmbeddedServer(tmp_path).start()
 
 
-def test_it_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path) -> None:
+def test_it_stops_when_its_owner_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         server = int(owner.stdout.readline())
@@ -74,7 +74,7 @@ def test_it_ends_with_its_owner_even_when_that_is_killed(tmp_path: Path) -> None
             assert not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text()
 
 
-def test_why_it_does_not_start_is_told(tmp_path: Path) -> None:
+def test_a_failed_start_is_explained(tmp_path: Path) -> None:
     (tmp_path / "appendonlydir").write_text("not a folder")
     with pytest.raises(RuntimeError, match="did not start"):
         EmbeddedServer(tmp_path).start()

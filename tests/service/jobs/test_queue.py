@@ -1,5 +1,6 @@
-"""What is said in Redis: each job is queued once, held by one, and nothing there is believed."""
+"""The state in Redis: a job is queued once and leased once; content written by others is ignored."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -16,11 +17,20 @@ def broker(redis_url: str) -> Iterator[Broker]:
     connection.close()
 
 
+def is_leased(broker: Broker, job_id: str) -> bool:
+    return bool(broker.connection.exists(f"uvos:lease:{job_id}"))
+
+
+def wait_until_expired(broker: Broker, job_id: str) -> None:
+    while is_leased(broker, job_id):
+        time.sleep(0.001)
+
+
 def progress(execution: str = "e") -> JobProgress:
     return JobProgress(execution=execution, started_at=datetime.now(UTC), stage=Stage.features)
 
 
-def test_a_job_is_queued_once_however_often_that_is_asked(broker: Broker) -> None:
+def test_enqueue_queues_a_job_once(broker: Broker) -> None:
     for _ in range(3):
         broker.enqueue("a")
     assert broker.length() == 1
@@ -29,74 +39,72 @@ def test_a_job_is_queued_once_however_often_that_is_asked(broker: Broker) -> Non
     assert (broker.position("b"), broker.position("a")) == (0, 1)
 
 
-def test_a_job_taken_out_of_the_queue_leaves_nothing(broker: Broker) -> None:
+def test_dequeue_removes_every_trace_of_a_job(broker: Broker) -> None:
     broker.enqueue("a")
     broker.dequeue("a")
     assert broker.position("a") is None
     assert not broker.connection.exists("rq:job:a")
 
 
-def test_the_queue_carries_an_id_and_nothing_that_is_code(broker: Broker) -> None:
+def test_a_queue_message_carries_the_job_id_only(broker: Broker) -> None:
     broker.enqueue("a")
     data: bytes = broker.queue.fetch_job("a").data
     assert data == b'["worker.jobs.tasks.segment_video", null, [], {"job_id": "a"}]'
 
 
-def test_one_holds_a_job_until_it_lets_go_or_falls_silent(broker: Broker) -> None:
+def test_a_lease_is_exclusive_until_it_is_released_or_expires(broker: Broker) -> None:
     assert broker.take_lease("a", "first", 60, owner=None)
     assert not broker.take_lease("a", "second", 60, owner=None)
     assert broker.renew_lease("a", "first", 60, owner=None)
     assert not broker.renew_lease("a", "second", 60, owner=None)
-    broker.end_lease("a", "second", owner=None)
-    assert broker.is_held("a")
-    broker.end_lease("a", "first", owner=None)
+    broker.release_lease("a", "second", owner=None)
+    assert is_leased(broker, "a")
+    broker.release_lease("a", "first", owner=None)
     assert broker.take_lease("a", "second", 0.001, owner=None)
-    while broker.is_held("a"):
-        pass
+    wait_until_expired(broker, "a")
     assert broker.take_lease("a", "third", 60, owner=None)
 
 
-def test_an_owner_has_so_many_running(broker: Broker) -> None:
+def test_leases_are_limited_per_owner(broker: Broker) -> None:
     assert broker.take_lease("a", "1", 60, owner="ada", limit=2)
     assert broker.take_lease("b", "2", 0.001, owner="ada", limit=2)
     assert broker.take_lease("c", "3", 60, owner="bob", limit=2)
-    while broker.is_held("b"):
-        pass
-    assert broker.take_lease("d", "4", 60, owner="ada", limit=2)  # b's holder fell silent
+    wait_until_expired(broker, "b")
+    assert broker.take_lease("d", "4", 60, owner="ada", limit=2)  # the lease of b has expired
     assert not broker.take_lease("e", "5", 60, owner="ada", limit=2)
     assert broker.running("ada") == 2
-    broker.end_lease("a", "1", owner="ada")
+    broker.release_lease("a", "1", owner="ada")
     assert broker.take_lease("e", "5", 60, owner="ada", limit=2)
 
 
-def test_lost_is_what_nobody_holds_and_nobody_queued(broker: Broker) -> None:
+def test_a_job_that_is_neither_queued_nor_leased_is_lost(broker: Broker) -> None:
     broker.enqueue("queued")
-    broker.take_lease("held", "e", 60, owner=None)
-    assert broker.lost(["queued", "held", "lost"]) == ["lost"]
-    assert not broker.forget_lost("queued")
-    assert not broker.forget_lost("held")
-    assert broker.forget_lost("lost")
+    broker.take_lease("leased", "e", 60, owner=None)
+    assert broker.lost(["queued", "leased", "lost"]) == ["lost"]
+    assert not broker.drop_lost("queued")
+    assert not broker.drop_lost("leased")
+    assert broker.drop_lost("lost")
 
 
-def test_a_job_left_between_queue_and_worker_can_be_queued_again(broker: Broker) -> None:
+def test_a_job_whose_worker_died_after_the_pop_can_be_queued_again(broker: Broker) -> None:
     broker.enqueue("a")
     broker.connection.lmove(broker.queue.key, broker.queue.intermediate_queue_key)
     assert broker.lost(["a"]) == ["a"]
     assert broker.popped() == ["a"]
-    assert broker.forget_lost("a")
+    assert broker.drop_lost("a")
     broker.enqueue("a")
     assert broker.position("a") == 0
     assert broker.popped() == []
 
 
-def test_progress_is_told_while_somebody_holds_the_job(broker: Broker) -> None:
-    broker.report("a", progress())
+def test_progress_is_visible_only_while_the_job_is_leased(broker: Broker) -> None:
+    broker.publish_progress("a", progress())
     assert broker.progress("a") is None
     broker.take_lease("a", "e", 60, owner=None)
     assert broker.progress("a") is not None
 
 
-def test_what_is_written_by_others_is_not_believed(broker: Broker) -> None:
+def test_invalid_content_in_redis_is_ignored(broker: Broker) -> None:
     broker.take_lease("a", "e", 60, owner=None)
     broker.connection.set("uvos:progress:a", b"\xff not json")
     broker.connection.set("uvos:worker:evil", b'{"name": 1}')

@@ -1,6 +1,7 @@
-"""Storage decides: records are made once, an overtaken execution publishes nothing, nothing partial stays."""
+"""Storage: records are created once, a superseded execution publishes nothing, nothing partial stays."""
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,40 +66,40 @@ def at_once(count: int, action: Callable[[int], T]) -> list[T]:
         return list(pool.map(run, range(count)))
 
 
-def test_ids_sort_by_time_and_cannot_be_guessed() -> None:
+def test_ids_sort_by_time_and_are_random() -> None:
     ids = [new_job_id() for _ in range(100)]
-    assert len({one[12:] for one in ids}) == 100
-    assert [one[:12] for one in ids] == sorted(one[:12] for one in ids)
+    assert len({job_id[12:] for job_id in ids}) == 100
+    assert [job_id[:12] for job_id in ids] == sorted(job_id[:12] for job_id in ids)
 
 
-def test_nothing_is_left_of_an_upload_that_is_not_submitted(storage: Storage) -> None:
+def test_an_upload_that_is_not_submitted_is_removed(storage: Storage) -> None:
     with storage.new_upload() as upload:
         upload.write(b"half a video")
     assert os.listdir(storage.root / "uploads") == []
 
 
-def test_an_upload_that_does_not_fit_is_refused_before_it_comes(storage: Storage) -> None:
+def test_an_upload_that_does_not_fit_is_rejected_before_it_is_received(storage: Storage) -> None:
     with pytest.raises(StorageFull):
         storage.new_upload(2**60)
 
 
 @pytest.mark.parametrize("job_id", ["../../etc", "a/b", "", ".", "a" * 65, "x\0y"])
-def test_an_id_never_leaves_its_folder(storage: Storage, job_id: str) -> None:
+def test_an_id_never_leads_outside_the_folder(storage: Storage, job_id: str) -> None:
     with pytest.raises(JobNotFound):
         storage.record(job_id)
 
 
-def test_of_many_ends_one_counts(storage: Storage) -> None:
+def test_of_concurrent_ends_one_succeeds(storage: Storage) -> None:
     job_id = submit(storage)
     assert sorted(at_once(8, lambda _: storage.finish(job_id, end(Status.canceled)))) == [False] * 7 + [True]
 
 
-def test_of_many_claims_each_has_a_number_of_its_own(storage: Storage) -> None:
+def test_concurrent_claims_get_different_numbers(storage: Storage) -> None:
     job_id = submit(storage)
     assert sorted(at_once(8, lambda index: storage.claim(job_id, f"e{index}"))) == list(range(1, 9))
 
 
-def test_an_execution_that_was_overtaken_publishes_nothing(storage: Storage) -> None:
+def test_a_superseded_execution_publishes_nothing(storage: Storage) -> None:
     job_id = submit(storage)
     first = work(storage, job_id, "first")
     second = work(storage, job_id, "second")
@@ -111,7 +112,7 @@ def test_an_execution_that_was_overtaken_publishes_nothing(storage: Storage) -> 
     assert os.listdir(storage.root / "jobs" / job_id / "work") == ["second"]
 
 
-def test_a_job_that_was_cancelled_cannot_succeed(storage: Storage) -> None:
+def test_a_canceled_job_cannot_succeed(storage: Storage) -> None:
     job_id = submit(storage)
     claim = work(storage, job_id, "e")
     assert storage.finish(job_id, end(Status.canceled))
@@ -123,12 +124,12 @@ def test_a_job_that_was_cancelled_cannot_succeed(storage: Storage) -> None:
         storage.claim(job_id, "later")
 
 
-def test_an_end_that_was_decided_is_settled_by_whoever_comes_by(storage: Storage) -> None:
+def test_an_end_in_the_claim_log_is_finalized_by_the_next_process(storage: Storage) -> None:
     job_id = submit(storage)
     claim = work(storage, job_id, "e")
     storage.finish(job_id, end(execution="e"), claim=claim)
-    (storage.root / "jobs" / job_id / "end.json").unlink()  # as if killed between the two names
-    storage.open(job_id)
+    (storage.root / "jobs" / job_id / "end.json").unlink()  # as if the process was killed before `finalize`
+    storage.mark_open(job_id)
     with pytest.raises(JobNotFound):
         storage.claim(job_id, "later")
     ended = storage.end(job_id)
@@ -137,7 +138,7 @@ def test_an_end_that_was_decided_is_settled_by_whoever_comes_by(storage: Storage
     assert storage.open_jobs() == []
 
 
-def test_what_an_ended_job_does_not_need_is_gone(storage: Storage) -> None:
+def test_the_video_of_an_ended_job_is_removed(storage: Storage) -> None:
     job_id = submit(storage)
     claim = work(storage, job_id, "e")
     storage.finish(job_id, end(execution="e"), claim=claim)
@@ -146,20 +147,20 @@ def test_what_an_ended_job_does_not_need_is_gone(storage: Storage) -> None:
     assert (storage.result_dir(job_id, end(execution="e")) / "mask").exists()
 
 
-def test_one_key_is_one_job_however_many_send_it(storage: Storage) -> None:
+def test_concurrent_requests_with_one_idempotency_key_create_one_job(storage: Storage) -> None:
     assert len(set(at_once(16, lambda _: submit(storage, "k")))) == 1
     assert len(storage.job_ids()) == 1
     assert os.listdir(storage.root / "uploads") == []
 
 
-def test_one_key_stands_for_one_thing(storage: Storage) -> None:
+def test_an_idempotency_key_cannot_be_used_for_another_request(storage: Storage) -> None:
     submit(storage, "k", "this")
     with pytest.raises(IdempotencyConflict):
         submit(storage, "k", "that")
     assert len(storage.job_ids()) == 1
 
 
-def test_a_key_outlives_the_end_of_its_job_but_not_the_job(storage: Storage) -> None:
+def test_an_idempotency_key_is_valid_until_its_job_is_deleted(storage: Storage) -> None:
     first = submit(storage, "k")
     storage.finish(first, end(Status.canceled))
     assert submit(storage, "k") == first
@@ -167,7 +168,7 @@ def test_a_key_outlives_the_end_of_its_job_but_not_the_job(storage: Storage) -> 
     assert submit(storage, "k") != first
 
 
-def test_a_key_whose_job_has_expired_or_vanished_is_free(storage: Storage) -> None:
+def test_an_idempotency_key_whose_job_has_expired_or_vanished_can_be_reused(storage: Storage) -> None:
     first = submit(storage, "k")
     storage.finish(first, end(Status.canceled, ttl_s=-1))
     second = submit(storage, "k")
@@ -176,24 +177,24 @@ def test_a_key_whose_job_has_expired_or_vanished_is_free(storage: Storage) -> No
     assert submit(storage, "k") not in (first, second)
 
 
-def test_a_job_deleted_at_work_does_not_come_back(storage: Storage) -> None:
+def test_a_job_deleted_while_it_runs_does_not_come_back(storage: Storage) -> None:
     job_id = submit(storage)
     claim = work(storage, job_id, "e")
     storage.delete(job_id)
     assert storage.has_ended(job_id)
     assert storage.is_superseded(job_id, claim)
     assert not storage.finish(job_id, end(execution="e"), claim=claim)
-    assert storage.count_death(job_id) == 0
+    assert storage.count_crash(job_id) == 0
     with pytest.raises(JobNotFound):
         storage.claim(job_id, "later")
     assert storage.job_ids() == []
 
 
-def test_jobs_and_orphans_are_swept_when_their_time_has_come(storage: Storage) -> None:
+def test_sweep_removes_expired_jobs_and_orphans_in_time(storage: Storage) -> None:
     kept, expired, orphan = submit(storage), submit(storage, "k"), submit(storage)
     storage.finish(expired, end(Status.failed))
-    (storage.root / "open" / orphan).unlink()  # its API died before it said so
-    upload = storage.new_upload()  # and this one in the middle of an upload
+    (storage.root / "open" / orphan).unlink()  # as if the API died before it marked the job open
+    upload = storage.new_upload()  # as if the API died during an upload
     now = datetime.now(UTC)
     assert storage.sweep(now) == []
     assert storage.sweep(now + timedelta(seconds=61)) == [expired]
@@ -205,13 +206,11 @@ def test_jobs_and_orphans_are_swept_when_their_time_has_come(storage: Storage) -
     upload.__exit__()
 
 
-class Life(RuleBasedStateMachine):
-    """Any order of claims, ends, cancels and deaths of processes: one end, of the last execution, for ever."""
+class JobLifecycle(RuleBasedStateMachine):
+    """In any order of claims, ends, cancellations and crashes, a job ends once, by its last execution."""
 
     def __init__(self) -> None:
         super().__init__()
-        import tempfile
-
         self.folder = tempfile.TemporaryDirectory()
         self.storage = Storage(Path(self.folder.name), result_ttl_s=60)
         self.job_id = submit(self.storage)
@@ -246,9 +245,9 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.ended)
     @rule()
-    def forget_the_second_name(self) -> None:
+    def lose_end_json(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.storage.open(self.job_id)
+        self.storage.mark_open(self.job_id)
 
     @invariant()
     def an_end_never_changes(self) -> None:
@@ -259,7 +258,7 @@ class Life(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-TestLife = Life.TestCase
-TestLife.settings = settings(
+TestJobLifecycle = JobLifecycle.TestCase
+TestJobLifecycle.settings = settings(
     max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

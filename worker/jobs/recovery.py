@@ -1,0 +1,76 @@
+"""Requeue lost jobs: every open job that is neither leased nor queued.
+
+This one rule covers a killed worker, a Redis that lost its data, and an API process that died between storage and
+queue. RQ's own registries of executions, retries and failures are not used.
+"""
+
+import logging
+import time
+
+from service.jobs.queue import Broker
+from service.settings import Settings
+from service.storage.folder import Storage
+from uvos.errors import JobNotFound
+
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S = 60.0
+LOST_AFTER_SIGHTINGS = 2  # in sequence: a job between queue and lease looks lost for a moment
+
+
+class Recovery:
+    """Finds and requeues lost jobs; removes expired ones."""
+
+    def __init__(self, settings: Settings, storage: Storage, broker: Broker) -> None:
+        self.settings = settings
+        self.storage = storage
+        self.broker = broker
+        self._sightings: dict[str, int] = {}
+        self._swept_at = 0.0
+
+    def run(self) -> None:
+        """One pass.
+
+        Raises:
+            redis.RedisError: Redis does not respond.
+        """
+        self._requeue_lost()
+        for job_id in self.broker.popped():
+            if self.has_ended(job_id):
+                self.broker.ack(job_id, has_ended=True)
+        if time.monotonic() - self._swept_at > SWEEP_INTERVAL_S:
+            self._swept_at = time.monotonic()
+            for job_id in self.storage.sweep():
+                log.info("job %s expired", job_id)
+
+    def _requeue_lost(self) -> None:
+        lost = self.broker.lost(self.storage.open_jobs())
+        self._sightings = {job_id: self._sightings.get(job_id, 0) + 1 for job_id in lost}
+        for job_id in reversed(lost):  # each is queued at the front, so the oldest goes last
+            if self.has_ended(job_id):
+                self.storage.purge(job_id)
+            elif (
+                self._sightings[job_id] >= LOST_AFTER_SIGHTINGS
+                and self._may_run(job_id)
+                and self.broker.drop_lost(job_id)
+            ):
+                log.warning("job %s was not in the queue; queued again", job_id)
+                self.broker.enqueue(job_id, at_front=True)
+
+    def has_ended(self, job_id: str) -> bool:
+        """Whether the job has ended or does not exist; ids from Redis may be anything."""
+        try:
+            return self.storage.has_ended(job_id)
+        except JobNotFound:
+            return True
+
+    def _may_run(self, job_id: str) -> bool:
+        """Whether the owner is below the limit of running jobs."""
+        limit = self.settings.max_running_per_key
+        if limit is None:
+            return True
+        try:
+            owner = self.storage.record(job_id).owner
+        except JobNotFound:
+            return False
+        return owner is None or self.broker.running(owner) < limit
