@@ -63,6 +63,15 @@ class Motion(StrEnum):
     off = "off"
 
 
+class Affinity(StrEnum):
+    """Quantities that attention compares where no spatio-temporal block was trained."""
+
+    qk = "qk"
+    """Queries with keys of the last layer, as in the paper."""
+    keys = "keys"
+    """Keys of the last layer by cosine, after subtracting the mean key of the video; not in the paper."""
+
+
 class Format(StrEnum):
     png = "png"
     rle = "rle"
@@ -107,6 +116,9 @@ class SegmentParams(StrictSchema):
     neighbours."""
     motion: Motion | None = None
     """Add camera-compensated motion to the tokens, which the paper does not. Default: by model."""
+    affinity: Affinity | None = None
+    """What attention compares where no block was trained. qk: queries with keys, as in the paper; keys: mean-centred
+    keys by cosine, which the paper does not. Default: by model."""
 
     @field_validator("tau", "format")
     @classmethod
@@ -138,6 +150,8 @@ class JobParams(SegmentParams):
     """Model name, as GET /models lists it."""
     motion: Motion
     """Whether camera-compensated motion is added to the tokens."""
+    affinity: Affinity = Affinity.qk
+    """What attention compares where no block was trained."""
 
 
 def level_name(tau: float) -> str:
@@ -474,6 +488,8 @@ class ManifestModel(Schema):
     """SHA-256 of the weights file, in hex."""
     version: str | None = Field(None, examples=["1"])
     """Version of the weights."""
+    affinity: Affinity | None = Field(None, examples=["qk"])
+    """What attention compared; none where a trained block gave queries and keys."""
 
 
 class ManifestObject(Schema):

