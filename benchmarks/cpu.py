@@ -29,11 +29,13 @@ from torch import Tensor
 from benchmarks.agreement import adjusted_rand_index, mean_j, same_label
 from benchmarks.features import generated_features
 from benchmarks.released import released_attention, released_clustering
-from worker.method.algorithm1 import algorithm1, distances, windowed
+from worker.method.algorithm1 import algorithm1
+from worker.method.assignment import kl_to_centroids
 from worker.method.attention import AttentionMaps
+from worker.method.windowed import windowed
+from worker.numerics.choose import choose_backend
+from worker.numerics.tile_pool import TilePool
 from worker.pipeline import KEPT_BYTES
-from worker.presets import PRESETS
-from worker.video.clip import PatchGrid
 
 ROOT = Path(__file__).parents[1]
 GRID, QUICK_GRID = (40, 60), (16, 24)
@@ -52,7 +54,6 @@ class Case:
     taus: tuple[float, ...] = (1.0,)
     dtype: str = "float32"
     keep_bytes: int = 2**29
-    pool: int = 1
     vit: bool = False
     runs: int = 3
 
@@ -134,11 +135,11 @@ def _features(case: Case, folder: Path) -> tuple[Tensor, Tensor]:
 
 def _ours(queries: Tensor, keys: Tensor, case: Case) -> tuple[Tensor, float, int, int]:
     dtype: torch.dtype = getattr(torch, case.dtype)
-    maps = AttentionMaps(
-        queries, keys, dtype=dtype, keep_bytes=case.keep_bytes, pool=case.pool, grid=PatchGrid(*case.grid)
-    )
+    backend = choose_backend(keys.device)
+    pool = TilePool(backend.threads)
+    maps = AttentionMaps(queries, keys, backend=backend, pool=pool, dtype=dtype, keep_bytes=case.keep_bytes)
     levels = (windowed if case.procedure == "windowed" else algorithm1)(maps, case.taus)
-    labels = torch.cat([parts[0].argmin(-1).flatten() for _, _, parts in distances(maps, levels)])
+    labels = torch.cat([parts[0].argmin(-1).flatten() for _, _, parts in kl_to_centroids(maps, levels)])
     return labels, maps.seconds, int(levels[0].rounds[0].parents.max()) + 1, len(levels[0].centroids)
 
 
@@ -408,34 +409,26 @@ class Bench:
         """What the named approximations gain and what they change."""
         frames = 3 if self._quick else 12
         exact = Case("exact", frames=frames, key_frames=3, runs=2)
-        budgets = {name: max(1, min(exact.key_frames, p.max_key_tokens // self._tokens)) for name, p in PRESETS.items()}
         cases = [
             exact,
-            replace(exact, name="keys pooled 2x2", pool=2),
-            replace(exact, name="keys pooled 4x4", pool=4),
             replace(exact, name="token budget of 2 key frames", key_frames=2),
             replace(exact, name="bfloat16 maps", dtype="bfloat16"),
-            *(replace(exact, name=f"`{n}`", pool=p.pool, key_frames=budgets[n]) for n, p in PRESETS.items()),
         ]
         lines = [
             "## Approximations",
             "",
             f"Off by default. {frames} frames, {exact.key_frames} key frames ({exact.key_frames * self._tokens} key "
             "tokens), generated features, τ 1. The adjusted Rand index and J say how far labels agree with the exact "
-            "result's: J is intersection over union with the matched cluster, a mean over the exact result's clusters. "
-            "Presets (`worker/presets.py`) join a pooling with a limit of key tokens: "
-            + ", ".join(f"`{n}` {p.pool}x{p.pool} and {p.max_key_tokens}" for n, p in PRESETS.items())
-            + ".",
+            "result's: J is the Jaccard index with the matched cluster, a mean over the exact result's clusters.",
             "",
-            "| | key frames | pooled | seconds | faster | adjusted Rand index | J | clusters |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| | key frames | seconds | faster | adjusted Rand index | J | clusters |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for case in cases:
             found = self.run(case)
             labels = self.labels(exact), self.labels(case)
-            pooled = f"{case.pool}x{case.pool}" if case.pool > 1 else "no"
             lines.append(
-                f"| {case.name} | {case.key_frames} | {pooled} | {found.median_s:.2f} "
+                f"| {case.name} | {case.key_frames} | {found.median_s:.2f} "
                 f"| {self.run(exact).median_s / found.median_s:.1f}× | {adjusted_rand_index(*labels):.4f} "
                 f"| {mean_j(*labels):.3f} | {found.clusters} |"
             )

@@ -24,11 +24,15 @@ from torch import Tensor
 
 from benchmarks.features import generated_features, textured_frames
 from benchmarks.released import released_attention, released_clustering
-from worker.method.algorithm1 import algorithm1, distances, windowed
+from worker.method.algorithm1 import algorithm1
+from worker.method.assignment import kl_to_centroids
 from worker.method.attention import AttentionMaps, key_frames
+from worker.method.windowed import windowed
 from worker.models.backbone import Backbone, create_vit
 from worker.models.weights import Preprocessing
-from worker.numerics import kernels
+from worker.numerics.choose import choose_backend
+from worker.numerics.tile_pool import TilePool
+from worker.numerics.torch_backend import TorchBackend
 
 MODEL = "vit_small_patch8_224.dino"  # with random weights: the cost is the same
 SCORE_GAIN = 3.0  # brings the leaders of random weights to what trained ones give
@@ -59,13 +63,19 @@ def main() -> None:
     ]
     if device.type == "cpu":
         lines += ["**No GPU here**: a small run on the CPU, to show that the script runs.", ""]
-    elif not kernels.available(device):
-        lines += ["Kernels of our own could not be used (see the warning): torch's own operations ran instead.", ""]
+    elif type(choose_backend(device)) is TorchBackend:
+        lines += ["Triton could not be used (see the warning): torch's own operations ran instead.", ""]
     for section in (agreement(device), model_part(device, asked)):
         lines += [*section, ""]
     print("\n".join(lines))
     if asked.out:
         asked.out.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def make_maps(queries: Tensor, keys: Tensor, dtype: torch.dtype = torch.float32) -> AttentionMaps:
+    """Attention maps on the keys' device."""
+    backend = choose_backend(keys.device)
+    return AttentionMaps(queries, keys, backend=backend, pool=TilePool(backend.threads), dtype=dtype)
 
 
 # --- right?
@@ -75,7 +85,7 @@ def agreement(device: torch.device) -> list[str]:
     """The device against the CPU on small generated features."""
     queries, keys = generated_features(6, 20, 30)
     keys = keys[[0, 3]].flatten(0, 1)
-    cpu = AttentionMaps(queries, keys)
+    cpu = make_maps(queries, keys)
     lines = [
         "## Against the CPU in float32",
         "",
@@ -87,11 +97,11 @@ def agreement(device: torch.device) -> list[str]:
         ("`algorithm1`, bfloat16", algorithm1, torch.bfloat16),
         ("`windowed`, float32", windowed, torch.float32),
     ):
-        maps = AttentionMaps(queries, keys.to(device), dtype=dtype)
+        maps = make_maps(queries, keys.to(device), dtype)
         error = (maps.rows(0, 6).cpu() - cpu.rows(0, 6)).abs().sum(1).max()
         wanted, found = procedure(cpu, [1.0])[0], procedure(maps, [1.0])[0]
-        a = torch.cat([one[0].argmin(-1).flatten() for _, _, one in distances(cpu, [wanted])])
-        b = torch.cat([one[0].argmin(-1).flatten().cpu() for _, _, one in distances(maps, [found])])
+        a = torch.cat([one[0].argmin(-1).flatten() for _, _, one in kl_to_centroids(cpu, [wanted])])
+        b = torch.cat([one[0].argmin(-1).flatten().cpu() for _, _, one in kl_to_centroids(maps, [found])])
         lines.append(
             f"| {name} | {error:.1e} | {len(wanted.centroids)} | {len(found.centroids)} "
             f"| {100 * _same(a, b):.2f} % of tokens |"
@@ -198,11 +208,11 @@ def run(backbone: Backbone, frames: Tensor, keyed: list[int], tau: float, gain: 
         found = backbone.project(frames, size=size)
         queries = (found.queries * gain).to(torch.bfloat16)
         keys = found.keys[keyed].flatten(0, 1)
-    maps = AttentionMaps(queries, keys, dtype=torch.bfloat16)
+    maps = make_maps(queries, keys, torch.bfloat16)
     with watch.stage("attention and clustering"):
         level = algorithm1(maps, [tau])[0]
     with watch.stage("attention and assignment"):
-        torch.cat([parts[0].argmin(-1).flatten() for _, _, parts in distances(maps, [level])]).cpu()
+        torch.cat([parts[0].argmin(-1).flatten() for _, _, parts in kl_to_centroids(maps, [level])]).cpu()
     leaders = int(level.rounds[0].parents.max()) + 1
     return Run(watch.seconds, leaders, len(level.centroids), queries, keys)
 
@@ -317,11 +327,11 @@ def beside_released(device: torch.device, asked: argparse.Namespace, ours: Run) 
         ("`algorithm1`, float32", algorithm1, torch.float32),
         ("`windowed`, float32", windowed, torch.float32),
     ):
-        maps = AttentionMaps(queries, keys, dtype=dtype)
+        maps = make_maps(queries, keys, dtype)
         watch = Watch(device)
         with watch.stage("all"):
-            level = procedure(maps, [asked.tau], memory_bytes=2**35)[0]
-            for _, _, parts in distances(maps, [level]):
+            level = procedure(maps, [asked.tau], budget_bytes=2**35)[0]
+            for _, _, parts in kl_to_centroids(maps, [level]):
                 parts[0].argmin(-1)
         seconds = watch.seconds["all"]
         rows.append(f"| {name} | {seconds:.3f} | {released / seconds:.0f}× | {len(level.centroids)} |")

@@ -22,7 +22,7 @@ def released_attention(queries: Tensor, keys: Tensor) -> Tensor:
     return torch.cat(frames)
 
 
-def divergence(p: Tensor, q: Tensor) -> Tensor:
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     """Symmetric KL of all pairs, as cross entropies less own entropies: two products."""
     own = torch.einsum("nk,nk->n", p, p.log())[:, None] + torch.einsum("mk,mk->m", q, q.log())[None]
     return own - torch.einsum("nk,mk->nm", p, q.log()) - torch.einsum("mk,nk->nm", q, p.log())
@@ -30,7 +30,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def greedy_merge(rows: Tensor, tau: float) -> list[Tensor]:
     """Means of the groups of a greedy walk over all pairs."""
-    distances = divergence(rows, rows)
+    distances = symmetric_kl(rows, rows)
     free = torch.ones(len(rows), device=rows.device)
     means = []
     for row in range(len(rows)):
@@ -49,7 +49,7 @@ def released_clustering(attention: Tensor, frame_count: int, tau: float) -> tupl
     frames = attention.view(frame_count, -1, attention.shape[-1])
     for first in range(0, frame_count, WINDOW):
         rows = frames[first : first + WINDOW].flatten(0, 1)
-        distances = divergence(rows, rows)
+        distances = symmetric_kl(rows, rows)
         smoothed = []
         for start in range(0, len(rows), SMOOTH_ROWS):
             near = (distances[start : start + SMOOTH_ROWS] <= tau).float()
@@ -62,4 +62,4 @@ def released_clustering(attention: Tensor, frame_count: int, tau: float) -> tupl
             break
         centres = merged
     centroids = torch.stack(merged)
-    return centroids, divergence(centroids, attention).argmin(dim=0)
+    return centroids, symmetric_kl(centroids, attention).argmin(dim=0)

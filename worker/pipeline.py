@@ -32,14 +32,19 @@ from uvos.contract import (
     level_name,
 )
 from uvos.errors import OutOfMemoryBudget
-from worker.method.algorithm1 import Level, MemoryBudgetExceeded, algorithm1, distances, windowed
+from worker.method.algorithm1 import Level, algorithm1
+from worker.method.assignment import kl_to_centroids
 from worker.method.attention import AttentionMaps, key_frames, released_key_frames
 from worker.method.edges import draw_label_map
+from worker.method.leaders import MemoryBudgetExceeded
 from worker.method.masks import ObjectDecision, decide_objects, renumber_as_drawn
 from worker.method.motion import join_motion, motion_energy, movers
+from worker.method.windowed import windowed
 from worker.models.backbone import Projections
 from worker.models.loading import LoadedModel
+from worker.numerics.choose import choose_backend
 from worker.numerics.spool import Spool
+from worker.numerics.tile_pool import TilePool
 from worker.outputs.overlay import OverlayWriter
 from worker.outputs.png import color, write_png
 from worker.outputs.rle import RleWriter, Runs
@@ -190,16 +195,24 @@ def segment(
             )
         with watch.stage(Stage.features):
             projected = projector.finish(decoded.clip.frames, size, keyed, tell)
+        backend, stage = choose_backend(model.device), Stage.attention
+
+        def on_pulse(done: int, total: int) -> None:
+            tell(stage, done, total)
+
         maps = AttentionMaps(
             projected.queries,
             projected.keys,
+            backend=backend,
+            pool=TilePool(backend.threads, on_pulse),
             # On a CPU rounding the maps gains nothing and moves labels on weak tokens.
             dtype=torch.bfloat16 if model.device.type == "cuda" and model.dtype == "bfloat16" else torch.float32,
             keep_bytes=min(budget.memory_bytes // 2, KEPT_BYTES),
         )
         with watch.stage(Stage.clustering):
-            levels = _cluster(maps, params, budget.memory_bytes // 2, tell)
-            assigned = open_files.enter_context(_assign(maps, levels, grid, out, tell))
+            levels = _cluster(maps, params, budget.memory_bytes // 2)
+            stage = Stage.clustering
+            assigned = open_files.enter_context(_assign(maps, levels, grid, out))
         watch.move(maps.seconds, source=Stage.clustering, target=Stage.attention)
         if extras.tokens:
             clusters = np.stack([one.labels for one in assigned])
@@ -372,28 +385,21 @@ def _to_disk(values: Tensor, bits: bool) -> NDArray[np.generic]:
 # --- attention and clustering
 
 
-def _cluster(maps: AttentionMaps, params: JobParams, memory_bytes: int, tell: Progress) -> list[Level]:
+def _cluster(maps: AttentionMaps, params: JobParams, budget_bytes: int) -> list[Level]:
     cluster = windowed if params.clustering is Clustering.windowed else algorithm1
     try:
-        return cluster(
-            maps,
-            params.tau,
-            memory_bytes=memory_bytes,
-            on_progress=lambda done, total: tell(Stage.attention, done, total),
-        )
+        return cluster(maps, params.tau, budget_bytes=budget_bytes)
     except MemoryBudgetExceeded as error:
         raise OutOfMemoryBudget(
             f"clustering at tau {', '.join(map(level_name, params.tau))} needs {error.needed_bytes} bytes, "
-            f"{error.allowed_bytes} are allowed",
-            limit=error.allowed_bytes,
+            f"{error.budget_bytes} are allowed",
+            limit=error.budget_bytes,
             actual=error.needed_bytes,
         ) from error
 
 
 @contextmanager
-def _assign(
-    maps: AttentionMaps, levels: list[Level], grid: PatchGrid, work: Path, tell: Progress
-) -> Iterator[list[Assigned]]:
+def _assign(maps: AttentionMaps, levels: list[Level], grid: PatchGrid, work: Path) -> Iterator[list[Assigned]]:
     """The nearest centroid of every token and how much farther the others are, for all levels in one pass."""
     with ExitStack() as stack:
         assigned = [
@@ -411,9 +417,7 @@ def _assign(
             )
             for index, level in enumerate(levels)
         ]
-        for start, stop, found in distances(
-            maps, levels, on_progress=lambda done, total: tell(Stage.clustering, done, total)
-        ):
+        for start, stop, found in kl_to_centroids(maps, levels):
             for one, values in zip(assigned, found, strict=True):
                 nearest = values.min(-1, keepdim=True)
                 one.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()

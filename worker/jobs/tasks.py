@@ -16,7 +16,7 @@ from uvos.models import find_model
 from worker.jobs.child_process import Send
 from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped
 from worker.models.loading import LoadedModel, choose_device, load_model
-from worker.numerics import loops
+from worker.numerics.choose import choose_backend
 from worker.pipeline import Budget, segment
 from worker.video.request import DecodeLimits
 
@@ -69,9 +69,8 @@ class TaskRunner:
         self._lock = threading.Lock()
 
     def warm_up(self) -> None:
-        """Load the default model and, on a CPU, compile the loops, so that the first job does not wait for it."""
-        if self.device.type == "cpu":
-            loops.prepare()
+        """Load the default model and compile the numerics, so that the first job does not wait for it."""
+        choose_backend(self.device)  # compiles
         try:
             self.model(self.settings.default_model, Clustering.algorithm1)
         except UvosError as error:

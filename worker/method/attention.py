@@ -1,23 +1,18 @@
-"""Tokens -> spatio-temporal attention maps over the key frames, block by block."""
+"""Tokens -> spatio-temporal attention maps over the key frames, computed tile by tile."""
 
-import math
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.numerics import kernels, loops
-from worker.numerics.tile_pool import Crew
-from worker.video.clip import PatchGrid
-
-TILE_ROWS = 128  # of one thread's product: below, products are slower, above nothing is gained
-TILE_BYTES, GPU_TILE_BYTES = 2**20, 2**28  # of one head's scores: of few key tokens, rows are many
-LARGEST_LOG = 87.0  # exp of it is still finite in float32, and of its negative above zero
+from worker.numerics.backend import Backend
+from worker.numerics.blocks import RowBlock, Rows, block_capacity
+from worker.numerics.tile_pool import TilePool
 
 
 def key_frames(frame_count: int, key_ratio: float) -> list[int]:
@@ -27,10 +22,9 @@ def key_frames(frame_count: int, key_ratio: float) -> list[int]:
     released code's differ: `released_key_frames`.
 
     Raises:
-        ValueError: no frames, or a ratio outside (0, 1].
+        ValueError: There are no frames, or the ratio is outside (0, 1].
     """
-    if frame_count < 1 or not 0 < key_ratio <= 1:
-        raise ValueError(f"expected frames and a key ratio in (0, 1], got {frame_count = }, {key_ratio = }")
+    _check_key_ratio(frame_count, key_ratio)
     count = max(1, round(key_ratio * frame_count))
     return [i * frame_count // count for i in range(count)]
 
@@ -38,19 +32,25 @@ def key_frames(frame_count: int, key_ratio: float) -> list[int]:
 def released_key_frames(frame_count: int, key_ratio: float) -> list[int]:
     """Indices of the key frames as the released code takes them: arange(T // r) * r with r = 1 / key_ratio.
 
-    For a clip shorter than r frames, where that code has none at all, the first frame.
+    For a clip shorter than r frames, for which that code has none at all, the first frame.
 
     Raises:
-        ValueError: no frames, or a ratio outside (0, 1].
+        ValueError: There are no frames, or the ratio is outside (0, 1].
     """
-    if frame_count < 1 or not 0 < key_ratio <= 1:
-        raise ValueError(f"expected frames and a key ratio in (0, 1], got {frame_count = }, {key_ratio = }")
+    _check_key_ratio(frame_count, key_ratio)
     step = round(1 / key_ratio)
     return [i * step for i in range(max(1, frame_count // step))]
 
 
+def _check_key_ratio(frame_count: int, key_ratio: float) -> None:
+    if frame_count < 1:
+        raise ValueError(f"key frames need at least one frame, got {frame_count}")
+    if not 0 < key_ratio <= 1:
+        raise ValueError(f"key_ratio must be in (0, 1], got {key_ratio}")
+
+
 class QuerySource(Protocol):
-    """Queries that lie elsewhere, such as a Spool: frames start to stop, (b, N, heads, d); bfloat16 as uint16 bits."""
+    """Queries outside memory, such as a Spool: frames start to stop, (b, N, heads, d); bfloat16 as uint16 bits."""
 
     def __len__(self) -> int: ...
 
@@ -58,30 +58,29 @@ class QuerySource(Protocol):
 
 
 class AttentionMaps:
-    """The attention maps A of all query tokens, computed when asked for; the whole of A never exists.
+    """The attention maps A of all query tokens, computed on demand; all of A is never in memory.
 
     A[t*N + i] is the mean over heads of softmax(q·k/√d) over all key tokens: a distribution.
 
     Args:
         queries: (T, N, heads, d) in memory, or a source to read frames from.
-        keys: Keys of the key frames, (K*N, heads, d), on the device where the maps are wanted.
-        dtype: float32: products and rows in float32. bfloat16: the products' factors and the rows are rounded to
+        keys: Keys of the key frames, (K*N, heads, d), on the backend's device.
+        backend: Computes the rows.
+        pool: Its threads compute tiles; reports progress.
+        dtype: float32: products and rows in float32. bfloat16: the factors of products and the rows are rounded to
             bfloat16; scores, exponentials and sums stay in float32.
-        keep_bytes: The rows of as many leading frames as fit here are kept in bfloat16 once computed, for passes
-            that can do with them, see `kept`.
-        pool: 1, or the side of the squares of key patches whose attention is summed after the softmax (2 or 4):
-            an approximation, J of pooled rows is a lower bound of J.
-        grid: The patch grid, needed to pool.
+        keep_bytes: Memory in which rows of the leading frames are kept in bfloat16 once computed, for passes that
+            can use them, see `kept`.
 
     Attributes:
         frame_count: T.
         tokens_per_frame: N.
-        key_tokens: Length of a row: K*N, or fewer where pooled.
+        key_tokens: K*N, the length of a row.
         query_numbers: heads * d.
-        seconds: Spent on computing rows so far, all threads of the crew taken together.
+        seconds: Time spent on computing rows so far, divided by the number of threads.
 
     Raises:
-        ValueError: shapes that do not fit each other, or pooling without a grid.
+        ValueError: The shapes do not fit each other, or there are no frames.
 
     Source: Section 3 of Ding et al., "Betrayed by Attention" (arXiv:2311.17893).
     """
@@ -91,77 +90,69 @@ class AttentionMaps:
         queries: "Tensor | QuerySource",
         keys: Tensor,
         *,
+        backend: Backend,
+        pool: TilePool,
         dtype: torch.dtype = torch.float32,
         keep_bytes: int = 0,
-        pool: int = 1,
-        grid: PatchGrid | None = None,
     ) -> None:
         if keys.ndim != 3 or len(keys) < 1:
-            raise ValueError(f"expected keys of shape (K*N, heads, d), got {tuple(keys.shape)}")
+            raise ValueError(f"keys must have shape (K*N, heads, d), got {tuple(keys.shape)}")
         if dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"attention maps are float32 or bfloat16, got {dtype}")
+            raise ValueError(f"dtype of attention maps must be float32 or bfloat16, got {dtype}")
         if len(queries) < 1:
-            raise ValueError("expected at least one frame of queries")
+            raise ValueError("queries must have at least one frame, got none")
+        self.backend, self.pool, self.device, self.dtype = backend, pool, backend.device, dtype
         self._queries = queries
-        self.device = keys.device
-        self.dtype = dtype
-        self.frame_count = len(queries)
+        self.frame_count, self.key_tokens = len(queries), len(keys)
         first = self._read(0, 1)
         if first.ndim != 4 or first.shape[2:] != keys.shape[1:]:
-            raise ValueError(f"expected the same heads and depth, got {tuple(first.shape[1:])}, {tuple(keys.shape)}")
+            raise ValueError(
+                f"queries and keys must have the same heads and depth, got {tuple(first.shape[1:])} per frame "
+                f"and {tuple(keys.shape)}"
+            )
         self.tokens_per_frame = first.shape[1]
         self.query_numbers = first.shape[2] * first.shape[3]
         if len(keys) % self.tokens_per_frame:
-            raise ValueError(f"{len(keys)} key tokens are not whole frames of {self.tokens_per_frame}")
-        key_frame_count = len(keys) // self.tokens_per_frame
-        if pool not in (1, 2, 4):
-            raise ValueError(f"key tokens are pooled by 1, 2 or 4, got {pool}")
-        self._pooling = None
-        self.key_tokens = len(keys)
-        if pool > 1:
-            if grid is None or grid.tokens != self.tokens_per_frame:
-                raise ValueError(f"pooling needs the grid of {self.tokens_per_frame} patches, got {grid}")
-            self._pooling = _Pooling(pool, key_frame_count, grid)
-            self.key_tokens = self._pooling.key_tokens
-        self._kernels = kernels.available(self.device)
-        scaled = self._rounded(keys.float()).permute(1, 2, 0)  # (heads, d, K*N)
-        if not self._kernels:  # which scale scores themselves
-            scaled = scaled * keys.shape[-1] ** -0.5
-        self._keys = scaled.to(dtype if self._kernels else torch.float32).contiguous()
-        self._longest_key = float(self._keys.norm(dim=1).amax())
-        self._scratch, self._lock = threading.local(), threading.Lock()
-        self._kept: Tensor | None = None
+            raise ValueError(f"keys must be whole frames of {self.tokens_per_frame} tokens, got {len(keys)} tokens")
+        self._keys = backend.prepare_keys(self._rounded(keys.float()).permute(1, 2, 0), dtype)
         frame_bytes = self.tokens_per_frame * self.key_tokens * torch.bfloat16.itemsize
-        self._keep_frames = min(self.frame_count, keep_bytes // frame_bytes)
+        self._keep_frames = min(self.frame_count, keep_bytes // frame_bytes) if backend.keeps_rows else 0
+        self._kept: Tensor | None = None
         self._kept_frames = 0
-        self.crew = Crew(self.device)
-        self.seconds = 0.0
+        self.seconds, self._lock = 0.0, threading.Lock()
 
     def rows(self, start_frame: int, stop_frame: int) -> Tensor:
         """Attention maps of the frames start to stop (exclusive), float32, shape (b*N, K*N); rows sum to 1."""
         frames = self.load(start_frame, stop_frame)
         rows = torch.empty(len(frames), self.key_tokens, device=self.device)
-        step = self.crew.step(len(frames), self.tile_rows)
-        self.crew.run(lambda start, stop: frames.fill(start, stop, rows[start:stop]), len(frames), step)
+        step = self.pool.step(len(frames), self.backend.tiling.attention_tile(self.key_tokens))
+        self.pool.run(lambda start, stop: frames.fill(start, stop, rows[start:stop]), len(frames), step)
         frames.done()
         return rows
 
-    @property
-    def tile_rows(self) -> int:
-        """How many rows are best computed at once, by one thread."""
-        least, tile_bytes = (TILE_ROWS, TILE_BYTES) if self.device.type == "cpu" else (1, GPU_TILE_BYTES)
-        return max(least, tile_bytes // (4 * self._keys.shape[2]))
+    def blocks(self) -> Iterator[Rows]:
+        """The rows of all frames in order, with their factors; a block is valid until the next one is computed.
+
+        Small frames share a block, large ones are divided.
+        """
+        most = block_capacity(self.key_tokens, self.backend)
+        step = max(1, most // self.tokens_per_frame)  # frames
+        capacity = min(most, min(step, self.frame_count) * self.tokens_per_frame)
+        memory = RowBlock(capacity, self.key_tokens, backend=self.backend, pool=self.pool)
+        for first in range(0, self.frame_count, step):
+            self.pool.advance(first, self.frame_count)
+            frames = self.load(first, min(first + step, self.frame_count))
+            yield from memory.read(len(frames), frames.fill)
+            frames.done()
+        self.pool.advance(self.frame_count, self.frame_count)
 
     def load(self, start_frame: int, stop_frame: int) -> "LoadedFrames":
-        """The frames start to stop (exclusive), ready for their rows to be computed, by any thread."""
+        """The frames start to stop (exclusive), ready for any thread to compute their rows."""
         if not 0 <= start_frame < stop_frame <= self.frame_count:
             raise IndexError(f"frames {start_frame} to {stop_frame} of {self.frame_count}")
         queries = self._read(start_frame, stop_frame).flatten(0, 1)
         queries = self._rounded(queries).transpose(0, 1)  # (heads, b*N, d)
-        # |q·k| <= |q||k|: where that is small, exponentials need no shift by the row's maximum.
-        largest = LARGEST_LOG - math.log(self._keys.shape[2])
-        safe = self._kernels or float(queries.norm(dim=-1).amax()) * self._longest_key < largest
-        return LoadedFrames(self, start_frame, stop_frame, queries, safe=safe)
+        return LoadedFrames(self, start_frame, stop_frame, queries)
 
     def kept(self, start_frame: int, stop_frame: int) -> Tensor | None:
         """Rows of frames that were computed before, in bfloat16, (b*N, K*N); None where they were not kept."""
@@ -169,8 +160,8 @@ class AttentionMaps:
             return None
         return self._kept[start_frame * self.tokens_per_frame : stop_frame * self.tokens_per_frame]
 
-    def _keep(self, start_frame: int, stop_frame: int) -> Tensor | None:
-        """Where to keep the rows of frames that are about to be computed; frames are kept in order."""
+    def _memory_to_keep(self, start_frame: int, stop_frame: int) -> Tensor | None:
+        """Memory for the rows of frames that are about to be computed; frames are kept in order."""
         stop_frame = min(stop_frame, self._keep_frames)
         if start_frame != self._kept_frames or stop_frame <= start_frame:
             return None
@@ -181,84 +172,46 @@ class AttentionMaps:
 
     def _read(self, start: int, stop: int) -> Tensor:
         """Queries of the frames, (b, N, heads, d), float32 values on the maps' device."""
-        got = self._queries[start:stop] if isinstance(self._queries, Tensor) else self._queries.read(start, stop)
-        if isinstance(got, np.ndarray):
-            got = torch.from_numpy(got)
-            got = got.view(torch.bfloat16) if got.dtype == torch.uint16 else got
-        return got.to(self.device).float()
+        values = self._queries[start:stop] if isinstance(self._queries, Tensor) else self._queries.read(start, stop)
+        if isinstance(values, np.ndarray):
+            values = torch.from_numpy(values)
+            values = values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
+        return values.to(self.device).float()
 
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self.dtype).float()
 
-    def _attend(self, queries: Tensor, out: Tensor, *, safe: bool) -> None:
+    def _attend(self, queries: Tensor, out: Tensor, *, shift: bool) -> None:
         """Rows of a tile of queries, (heads, n, d), into `out`, (n, K*N)."""
-        began = time.perf_counter()
-        mean = out if self._pooling is None else self._buffer("mean", queries.shape[1])
-        if self._kernels:
-            kernels.attend(queries.to(self.dtype).contiguous(), self._keys, mean)
-        else:
-            self._attend_head_by_head(queries, safe, mean)
-        if self._pooling is not None:
-            out.copy_(self._pooling(mean))
-        if self.dtype != torch.float32 and not (self._kernels and self._pooling is None):
-            out.copy_(out.to(self.dtype))
+        start = time.perf_counter()
+        self.backend.attend(queries, self._keys, out, shift=shift)
         with self._lock:
-            self.seconds += (time.perf_counter() - began) / self.crew.count
-
-    def _attend_head_by_head(self, queries: Tensor, safe: bool, mean: Tensor) -> None:
-        heads, count, _ = queries.shape
-        scores = self._buffer("scores", count)
-        for head in range(heads):
-            torch.mm(queries[head], self._keys[head], out=scores)
-            loops.add_softmax(scores, mean, 1 / heads, shift=not safe, fresh=head == 0)
-
-    def _buffer(self, name: str, count: int) -> Tensor:
-        """A thread's own memory: touching new pages for every tile costs as much as the work."""
-        buffer: Tensor | None = getattr(self._scratch, name, None)
-        if buffer is None or len(buffer) < count:
-            buffer = torch.empty(max(count, self.tile_rows), self._keys.shape[2], device=self.device)
-            setattr(self._scratch, name, buffer)
-        return buffer[:count]
+            self.seconds += (time.perf_counter() - start) / self.pool.threads
 
 
 class LoadedFrames:
-    """Some frames' queries, from which rows are computed tile by tile, by any thread."""
+    """Queries of some frames, from which any thread computes rows tile by tile."""
 
-    def __init__(self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor, *, safe: bool) -> None:
+    def __init__(self, maps: AttentionMaps, start_frame: int, stop_frame: int, queries: Tensor) -> None:
         self._maps, self._stop_frame, self._queries = maps, stop_frame, queries
-        self._safe = safe
-        self._keep = maps._keep(start_frame, stop_frame)
+        self._shift = maps.backend.needs_shift(queries, maps._keys)
+        self._keep = maps._memory_to_keep(start_frame, stop_frame)
 
     def __len__(self) -> int:
-        """Rows: frames × tokens per frame."""
+        """Number of rows: frames × tokens per frame."""
         return self._queries.shape[1]
 
     def fill(self, start: int, stop: int, out: Tensor) -> None:
         """Write the rows start to stop (exclusive) into `out`, float32, (stop - start, K*N)."""
-        self._attend(self._queries[:, start:stop], out)
+        self._maps._attend(self._queries[:, start:stop], out, shift=self._shift)
         if self._keep is not None and start < len(self._keep):
             self._keep[start:stop] = out[: len(self._keep) - start]
 
-    def fill_some(self, rows: Tensor, out: Tensor) -> None:
-        """Write the rows of these indices into `out`, float32, (len(rows), K*N)."""
-        self._attend(self._queries[:, rows], out)
-
-    def _attend(self, queries: Tensor, out: Tensor) -> None:
-        self._maps._attend(queries, out, safe=self._safe)
+    def fill_indexed(self, index: Tensor, out: Tensor) -> None:
+        """Write the rows of these indices into `out`, float32, (len(index), K*N)."""
+        self._maps._attend(self._queries[:, index], out, shift=self._shift)
 
     def done(self) -> None:
-        """All rows have been filled: what was kept of them may be used."""
+        """Mark all rows as filled: those that were kept may be used."""
         if self._keep is not None:
             self._maps._kept_frames = min(self._stop_frame, self._maps._keep_frames)
-
-
-class _Pooling:
-    """Attention summed over squares of key patches."""
-
-    def __init__(self, side: int, key_frame_count: int, grid: PatchGrid) -> None:
-        self._side, self._shape = side, (-1, key_frame_count, grid.height, grid.width)
-        self.key_tokens = key_frame_count * -(-grid.height // side) * -(-grid.width // side)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        # avg_pool2d with a divisor of 1 sums, and with ceil_mode also the squares that the edge cuts.
-        return F.avg_pool2d(rows.view(self._shape), self._side, ceil_mode=True, divisor_override=1).flatten(1)

@@ -1,214 +1,236 @@
-"""A window of frames as the released code clusters it first: which rows are neighbours, and the means over them."""
+"""The clustering of the authors' released code, which differs from Algorithm 1 in its first level."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from worker.method.algorithm1 import BUDGET_BYTES, Level, Round, checked, merge_until_stable
 from worker.method.attention import AttentionMaps, LoadedFrames
-from worker.numerics.divergence import (
-    GROUPS_SLACK,
-    group_count,
-    group_width,
-    grouped,
-    log_density,
-    released_log,
-    released_own,
-    symmetric_kl,
-)
+from worker.method.leaders import LeaderClustering, MemoryBudgetExceeded
+from worker.method.merge_rules import ReleasedRule
+from worker.numerics.blocks import RowBlock, block_capacity
+from worker.numerics.kl import log_density, released_log, released_negentropy, symmetric_kl
+from worker.numerics.kl_bounds import GROUP_SLACK, group_count, group_sums
+from worker.numerics.tile_pool import ThreadBuffers
 
 WINDOW = 3  # frames
-TILE_ROWS, GPU_TILE_ROWS = 128, 1024  # sorted rows whose neighbours are looked for together
-COLUMNS, GPU_COLUMNS = 256, 4096  # rows they are compared with, or averaged over, at once
-RUN = 128  # rows side by side that are worth a product of their own: they need not be copied
-LOG_ROWS = 16  # whose logs one thread takes at once
-PIVOT_ROWS = 32  # rows are sorted around every so many
+BLOCK_SHARE = 4  # beside a window's memory, a block takes this part of its usual capacity
+ASSIGN_ROWS = 1024  # rows whose nearest pivots are searched at once
+
+
+def windowed(maps: AttentionMaps, taus: Sequence[float], *, budget_bytes: int = BUDGET_BYTES) -> list[Level]:
+    """Hierarchical clustering as the authors' released code does it.
+
+    The first level works in windows of 3 frames: each row is replaced by the mean of the window's rows with KL <= τ,
+    renormalised; on those smoothed rows a greedy merge (KL <= τ), each merged group's mean a centre. Later rounds
+    merge the centres of all windows likewise until their number stays the same.
+
+    Arguments, results and errors are those of `algorithm1`; the first round's parents are the windows' groups.
+    """
+    rules = [ReleasedRule(tau) for tau in checked(taus)]
+    share = budget_bytes // len(rules)
+    if (needed := Window.bytes_needed(maps, len(rules))) > budget_bytes:
+        raise MemoryBudgetExceeded(needed, budget_bytes)
+    window = Window(maps, len(rules))
+    capacity = min(window.capacity, max(1, block_capacity(maps.key_tokens, maps.backend) // BLOCK_SHARE))
+    memory = RowBlock(capacity, maps.key_tokens, backend=maps.backend, pool=maps.pool)
+    centroids: list[list[Tensor]] = [[] for _ in rules]
+    parents: list[list[NDArray[np.int64]]] = [[] for _ in rules]
+    for first in range(0, maps.frame_count, WINDOW):
+        maps.pool.advance(first, maps.frame_count)
+        window.fill(maps.load(first, min(first + WINDOW, maps.frame_count)), taus)
+        for level, rule in enumerate(rules):
+            window.smooth(level)
+            walk = LeaderClustering(maps, rule, share)
+            for block in memory.read(len(window), window.copy_smoothed):
+                walk.add(block)
+            earlier = sum(map(len, centroids[level]))
+            needed = 4 * maps.key_tokens * (earlier + walk.count)
+            if needed > share:
+                raise MemoryBudgetExceeded(needed, share)
+            parents[level].append(walk.labels() + earlier)
+            centroids[level].append(walk.centroids())
+    maps.pool.advance(maps.frame_count, maps.frame_count)
+    return [
+        merge_until_stable(maps, rule, Round(np.concatenate(parents[level])), torch.cat(centroids[level]), share)
+        for level, rule in enumerate(rules)
+    ]
 
 
 class Window:
-    """The rows of a window, which of them are within some thresholds of each other, and the means over neighbours.
+    """The rows of a window, which pairs of them are neighbours (KL <= τ) at some thresholds, and neighbours' means.
 
-    All of it in float32, and J rounded as the released code rounds it, so that pairs near τ fall as there. That code
-    takes two products over all pairs for the distances and a third for the means. Here most pairs are shown to be far
-    apart at little cost: summing both rows over groups of keys never makes J larger. Rows are sorted by what they are
-    like, so that the neighbours of some rows that are worked on together are few, and only those are looked at.
+    Everything is in float32, and KL is rounded as the released code rounds it, so that pairs near τ are decided as
+    there. That code takes two products over all pairs for the KL and a third for the means. Here a lower bound, the KL
+    of group sums, shows at little cost that most pairs are far apart. Rows are sorted by similarity, so that a tile of
+    rows has few neighbours, and only those are multiplied.
 
     Args:
         maps: The attention maps; a window is at most 3 of their frames.
-        levels: The number of thresholds.
+        levels: Number of thresholds.
+
+    Attributes:
+        capacity: Most rows of a window.
+        order: Index of each sorted row among the window's rows, (n,) int64, once filled.
+        neighbours: Per level, which pairs of the sorted rows are neighbours.
     """
 
     def __init__(self, maps: AttentionMaps, levels: int) -> None:
         self.capacity = min(WINDOW, maps.frame_count) * maps.tokens_per_frame
-        on_cpu = maps.device.type == "cpu"
-        self._crew, self._fill_rows, self._device = maps.crew, maps.tile_rows, maps.device
-        self._tile = _tile_rows(maps)
-        self._columns = COLUMNS if on_cpu else GPU_COLUMNS
-        self._log_rows = LOG_ROWS if on_cpu else self.capacity
-        self._scratch = threading.local()
-        # One after the other: the rows as they come; the logs of the sorted rows; smoothed rows, again as they came.
-        self._rows = torch.empty(self.capacity, maps.key_tokens, device=maps.device)
+        self._pool, self._device, self._tiling = maps.pool, maps.device, maps.backend.tiling
+        self._fill_rows = self._tiling.attention_tile(maps.key_tokens)
+        self._buffers = ThreadBuffers(maps.device)
+        # Two tensors suffice, as one of them holds three things in turn: rows, then logarithms, then smoothed rows.
+        storage = torch.empty(self.capacity, maps.key_tokens, device=maps.device)
+        self._rows = self._sorted_log = self._smoothed = storage
         self._sorted = torch.empty(self.capacity, maps.key_tokens, device=maps.device)
-        self._near = [_Neighbours(self.capacity, self._tile, maps.device) for _ in range(levels)]
-        self._count = 0
+        self.order = torch.arange(0, device=maps.device)
+        self.neighbours = [NeighbourPairs(self.capacity, self._tiling.window_rows, maps.device) for _ in range(levels)]
 
     @staticmethod
     def bytes_needed(maps: AttentionMaps, levels: int) -> int:
         """The memory that a window of these maps takes."""
         rows = min(WINDOW, maps.frame_count) * maps.tokens_per_frame
-        return rows * 2 * 4 * maps.key_tokens + levels * _pairs(rows, rows, _tile_rows(maps))
+        pairs = NeighbourPairs.stored(rows, rows, maps.backend.tiling.window_rows)
+        return rows * 2 * 4 * maps.key_tokens + levels * pairs
 
     def __len__(self) -> int:
-        return self._count
+        """Rows of the window at present."""
+        return len(self.order)
 
-    def fill(self, frames: LoadedFrames, taus: Sequence[float], breathe: Callable[[], None]) -> None:
-        """Take the rows of the frames and decide which pairs are neighbours at each threshold (J <= τ)."""
-        self._count = len(frames)
-        rows = self._rows[: len(frames)]
-        width = group_width(rows.shape[1])
-        summaries = torch.empty(len(frames), group_count(rows.shape[1]), device=self._device)
+    def fill(self, frames: LoadedFrames, taus: Sequence[float]) -> None:
+        """Compute the rows of the frames and decide which pairs are neighbours at each threshold."""
+        count = len(frames)
+        groups = torch.empty(count, group_count(self._rows.shape[1], self._tiling.groups), device=self._device)
 
         def fill(start: int, stop: int) -> None:
-            frames.fill(start, stop, rows[start:stop])
-            summaries[start:stop] = grouped(rows[start:stop], width)
+            frames.fill(start, stop, self._rows[start:stop])
+            groups[start:stop] = group_sums(self._rows[start:stop], self._tiling.groups)
 
-        self._crew.run(fill, len(frames), self._fill_rows, breathe)
+        self._pool.run(fill, count, self._fill_rows)
         frames.done()
-        order = self._order = _like_beside_like(summaries)
+        order = self.order = sort_by_similarity(groups, self._tiling.pivot_step)
 
         def sort(start: int, stop: int) -> None:
-            torch.index_select(rows, 0, order[start:stop], out=self._sorted[start:stop])
+            torch.index_select(self._rows[:count], 0, order[start:stop], out=self._sorted[start:stop])
 
-        self._crew.run(sort, len(frames), self._log_rows, breathe)
-        summaries = summaries[order]
-        self._find_neighbours(summaries, taus, breathe)
+        self._pool.run(sort, count, self._tiling.log_rows)
+        self._find_neighbours(groups[order], taus)
 
-    def _find_neighbours(self, summaries: Tensor, taus: Sequence[float], breathe: Callable[[], None]) -> None:
-        count = len(self)
-        p, log = self._sorted[:count], self._rows[:count]
-        own = torch.empty(count, device=self._device)
-        summary_log = log_density(summaries, torch.empty_like(summaries))
-        summary_own = torch.linalg.vecdot(summaries, summary_log)
+    def _find_neighbours(self, groups: Tensor, taus: Sequence[float]) -> None:
+        p, log = self._sorted[: len(self)], self._sorted_log[: len(self)]
+        negentropy = torch.empty(len(self), device=self._device)
+        group_log = log_density(groups, torch.empty_like(groups))
+        group_negentropy = torch.linalg.vecdot(groups, group_log)
 
-        def logs(start: int, stop: int) -> None:
-            own[start:stop] = released_own(p[start:stop], released_log(p[start:stop], log[start:stop]))
+        def take_logs(start: int, stop: int) -> None:
+            part = slice(start, stop)
+            negentropy[part] = released_negentropy(p[part], released_log(p[part], log[part]))
 
-        self._crew.run(logs, count, self._log_rows, breathe)
-        for each in self._near:
-            each.count = count
+        self._pool.run(take_logs, len(self), self._tiling.log_rows)
+        for pairs in self.neighbours:
+            pairs.count = len(self)
 
         def decide(start: int, stop: int) -> None:
-            # Only with the rows from `start` on: the other half of the square is the same.
-            least = summary_own[start:stop, None] + summary_own[None, start:]
-            least.addmm_(summaries[start:stop], summary_log[start:].T, alpha=-1)
-            least.addmm_(summary_log[start:stop], summaries[start:].T, alpha=-1)
-            others = (least <= max(taus) + GROUPS_SLACK).any(0).nonzero()[:, 0] + start
-            tiles = [each.tile(start).zero_() for each in self._near]
-            for some in self._pieces(others):
-                other_p, other_log = self._taken(p, some, "p"), self._taken(log, some, "log")
+            # Only with the rows from `start` on: the other half of the square is its mirror image.
+            lower_bound = group_negentropy[start:stop, None] + group_negentropy[None, start:]
+            lower_bound.addmm_(groups[start:stop], group_log[start:].T, alpha=-1)
+            lower_bound.addmm_(group_log[start:stop], groups[start:].T, alpha=-1)
+            others = (lower_bound <= max(taus) + GROUP_SLACK).any(0).nonzero()[:, 0] + start
+            tiles = [pairs.tile(start).zero_() for pairs in self.neighbours]
+            for index in self._pieces(others):
+                other_p, other_log = self._select(p, index, "other_p"), self._select(log, index, "other_log")
                 crossed = torch.mm(p[start:stop], other_log.T).add_(torch.mm(log[start:stop], other_p.T))
-                distances = (own[start:stop, None] + own[some]).sub_(crossed)
+                kl = (negentropy[start:stop, None] + negentropy[index]).sub_(crossed)
                 for tile, tau in zip(tiles, taus, strict=True):
-                    tile[:, _moved(some, -start)] = distances <= tau
+                    tile[:, _shifted(index, -start)] = kl <= tau
             for tile in tiles:
                 square = tile[:, : stop - start]
                 square |= square.T.clone()
-                square.fill_diagonal_(True)  # also where rounding puts J of a row to itself beyond τ
+                square.fill_diagonal_(True)  # also where rounding puts a row's KL to itself beyond τ
 
-        self._crew.run(decide, count, self._tile, breathe)
+        self._pool.run(decide, len(self), self._tiling.window_rows)
 
-    def smooth(self, level: int, breathe: Callable[[], None]) -> None:
-        """Make the means over each row's neighbours at a threshold, renormalised; `copy` then gives them."""
-        p = self._sorted
+    def smooth(self, level: int) -> None:
+        """Compute the mean of each row's neighbours at a level's threshold, renormalised, for `copy_smoothed`."""
 
         def work(start: int, stop: int) -> None:
-            rows = self._near[level].rows(start)
-            neighbours = rows.any(0).nonzero()[:, 0]
-            mean = self._buffer("mean", self._tile)[: stop - start].zero_()
-            for some in self._pieces(neighbours):
-                mean.addmm_(rows[:, some].float(), self._taken(p, some, "p"))
-            self._rows[self._order[start:stop]] = mean.div_(mean.sum(-1, keepdim=True))
+            near = self.neighbours[level].rows(start)
+            mean = self._buffers.get("mean", stop - start, self._sorted.shape[1]).zero_()
+            for index in self._pieces(near.any(0).nonzero()[:, 0]):
+                mean.addmm_(near[:, index].float(), self._select(self._sorted, index, "other_p"))
+            self._smoothed[self.order[start:stop]] = mean.div_(mean.sum(-1, keepdim=True))
 
-        self._crew.run(work, len(self), self._tile, breathe)
+        self._pool.run(work, len(self), self._tiling.window_rows)
 
-    def copy(self, start: int, stop: int, out: Tensor) -> None:
+    def copy_smoothed(self, start: int, stop: int, out: Tensor) -> None:
         """Write the smoothed rows start to stop (exclusive), in the frames' order, into `out`."""
-        out.copy_(self._rows[start:stop])
+        out.copy_(self._smoothed[start:stop])
 
     def _pieces(self, index: Tensor) -> list[slice | Tensor]:
-        """Rows of these indices, cut to pieces; on a CPU slices of many side by side, and the others together."""
-        if index.device.type != "cpu":  # copies are quick there, and to ask where they lie is not
-            return list(index.split(self._columns))  # type: ignore[no-untyped-call]
+        """Rows of these indices in pieces: slices for long runs of consecutive rows, and the others together."""
+        columns, run = self._tiling.window_columns, self._tiling.window_run
+        if not run:
+            return list(torch.split(index, columns))
         runs = index.tensor_split((index.diff() > 1).nonzero()[:, 0] + 1)
-        pieces: list[slice | Tensor] = [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run) >= RUN]
-        if alone := [run for run in runs if len(run) < RUN]:
-            pieces += torch.cat(alone).split(self._columns)  # type: ignore[no-untyped-call]
+        pieces: list[slice | Tensor] = [slice(int(r[0]), int(r[-1]) + 1) for r in runs if len(r) >= run]
+        if short := [r for r in runs if len(r) < run]:
+            pieces += torch.split(torch.cat(short), columns)
         return pieces
 
-    def _taken(self, rows: Tensor, index: slice | Tensor, name: str) -> Tensor:
+    def _select(self, rows: Tensor, index: slice | Tensor, buffer: str) -> Tensor:
         if isinstance(index, slice):
             return rows[index]
-        return torch.index_select(rows, 0, index, out=self._buffer(name, self._columns)[: len(index)])
-
-    def _buffer(self, name: str, count: int) -> Tensor:
-        """A thread's own memory."""
-        if not hasattr(self._scratch, name):
-            setattr(self._scratch, name, torch.empty(count, self._rows.shape[1], device=self._device))
-        buffer: Tensor = getattr(self._scratch, name)
-        return buffer
+        return torch.index_select(rows, 0, index, out=self._buffers.get(buffer, len(index), rows.shape[1]))
 
 
-class _Neighbours:
+class NeighbourPairs:
     """Which pairs of the sorted rows are neighbours at one threshold.
 
-    Noted of each tile of rows with itself and what lies behind it. Of a tile and what lies before it the others'
-    notes tell: half the memory of all pairs.
+    Each tile of rows stores its pairs with itself and the rows behind it; pairs with the rows before it are stored in
+    their tiles. That is half the memory of all pairs.
 
     Attributes:
-        count: The rows there are now, at most `capacity`.
+        count: Rows at present, at most `capacity`.
     """
 
     def __init__(self, capacity: int, tile: int, device: torch.device) -> None:
-        self._pairs = torch.empty(_pairs(capacity, capacity, tile), dtype=torch.bool, device=device)
+        self._pairs = torch.empty(self.stored(capacity, capacity, tile), dtype=torch.bool, device=device)
         self._tile_rows, self.count = tile, capacity
 
+    @staticmethod
+    def stored(count: int, stop: int, tile: int) -> int:
+        """How many pairs of `count` rows are stored for the tiles before row `stop`."""
+        return sum(min(tile, count - first) * (count - first) for first in range(0, stop, tile))
+
     def tile(self, start: int) -> Tensor:
-        """Of the tile that starts there with the rows from `start` on, bool, (n, count - start)."""
+        """Pairs of the tile at `start` with the rows from `start` on, bool, (n, count - start)."""
         shape = min(self._tile_rows, self.count - start), self.count - start
-        offset = _pairs(self.count, start, self._tile_rows)
+        offset = self.stored(self.count, start, self._tile_rows)
         return self._pairs[offset : offset + shape[0] * shape[1]].view(shape)
 
     def rows(self, start: int) -> Tensor:
-        """Of the tile that starts there with all rows, bool, (n, count)."""
+        """Pairs of the tile at `start` with all rows, bool, (n, count)."""
         own = self.tile(start)
         before = (self.tile(first)[:, start - first :][:, : len(own)].T for first in range(0, start, self._tile_rows))
         return torch.cat([*before, own], 1)
 
 
-def _pairs(count: int, stop: int, tile: int) -> int:
-    """How many pairs are noted of `count` rows in the tiles up to row `stop`."""
-    return sum(min(tile, count - first) * (count - first) for first in range(0, stop, tile))
-
-
-def _tile_rows(maps: AttentionMaps) -> int:
-    return TILE_ROWS if maps.device.type == "cpu" else GPU_TILE_ROWS
-
-
-def _moved(index: slice | Tensor, by: int) -> slice | Tensor:
+def _shifted(index: slice | Tensor, by: int) -> slice | Tensor:
     return slice(index.start + by, index.stop + by) if isinstance(index, slice) else index + by
 
 
-def _like_beside_like(summaries: Tensor) -> Tensor:
-    """An order of rows: grouped around some of them, each of those followed by the one most like it."""
-    some = summaries[::PIVOT_ROWS]
-    among = symmetric_kl(some, some).cpu().numpy()
-    place, current = np.zeros(len(some), np.int64), 0
-    left = np.ones(len(some), bool)
-    for number in range(len(some)):
-        place[current], left[current] = number, False
-        current = int(np.where(left, among[current], np.inf).argmin())
-    parts = summaries.split(GPU_TILE_ROWS)  # type: ignore[no-untyped-call]
-    group = torch.cat([symmetric_kl(part, some).argmin(1) for part in parts])
-    return torch.argsort(torch.from_numpy(place).to(group.device)[group], stable=True)
+def sort_by_similarity(rows: Tensor, pivot_step: int) -> Tensor:
+    """An order of rows, (n,) int64: grouped around pivots, and each pivot followed by the most similar one left."""
+    pivots = rows[::pivot_step]
+    kl = symmetric_kl(pivots, pivots).cpu().numpy()
+    rank, current = np.zeros(len(pivots), np.int64), 0
+    remaining = np.ones(len(pivots), bool)
+    for number in range(len(pivots)):
+        rank[current], remaining[current] = number, False
+        current = int(np.where(remaining, kl[current], np.inf).argmin())
+    nearest = torch.cat([symmetric_kl(part, pivots).argmin(1) for part in torch.split(rows, ASSIGN_ROWS)])
+    return torch.argsort(torch.from_numpy(rank).to(nearest.device)[nearest], stable=True)

@@ -1,7 +1,7 @@
-"""Row operations compiled by Numba when this module is imported (seconds, once a machine).
+"""Row operations of `NumbaBackend`, compiled when this module is imported (seconds, once per machine).
 
-Each goes over a row while it lies in a core's cache, and holds no lock that other threads wait for. exp and log are
-polynomials, good to float32's last bits: to call a library's would end the vectors.
+Each processes a row while it lies in a core's cache, and releases Python's global lock. exp and log are polynomials,
+accurate to float32's last bits: a call of a library function would prevent vectorization.
 
 Source of the polynomials' coefficients: Moshier's Cephes, expf and logf.
 """
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 Rows = NDArray[Any]
 
-ANY_ORDER = {"contract", "reassoc", "nsz", "nnan", "ninf"}  # of sums, so that they are made of vectors
+ANY_ORDER = {"contract", "reassoc", "nsz", "nnan", "ninf"}  # of additions, so that sums are vectorized
 AS_WRITTEN = ANY_ORDER - {"reassoc"}
 LOG2_E = f32(1.44269504)
 LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
-ROUNDING = f32(1.5 * 2**23)  # a small number added to it is rounded to a whole one, which stands in the last bits
+ROUNDING = f32(1.5 * 2**23)  # adding it rounds a small number to an integer, held in the last bits
 ROUNDING_BITS = i32(0x4B400000 - 127)
 LEAST = f32(-87.0)  # exp of it is still above zero
 ROOT_HALF_BITS = i32(0x3F3504F3)
@@ -31,12 +31,12 @@ HIGH_BITS = i32(-65536)
 
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile now; keep the machine code where there is a place for it."""
+    """Compile at once, and cache the machine code where a folder is writable."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
             return _njit(signature, cache=True)(function)
-        except (RuntimeError, OSError):  # neither beside this file nor in the user's folder may be written
+        except (RuntimeError, OSError):  # neither this file's folder nor the user's is writable
             return _njit(signature, cache=False)(function)
 
     return decorate
@@ -98,28 +98,28 @@ def _to_bfloat16(x: f32) -> i32:
 
 
 @njit(fastmath=AS_WRITTEN)
-def _in_order(bits: i32) -> i32:
+def _ordered(bits: i32) -> i32:
     """Float32's bits as a whole number that is ordered as the floats are; its own inverse."""
     return i32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF)))
 
 
 @compiled("void(float32[:, ::1], float32[:, ::1], float32, boolean, boolean)")
-def add_softmax(scores: Rows, mean: Rows, share: f32, shift: bool, fresh: bool) -> None:
+def add_softmax(scores: Rows, mean: Rows, weight: f32, shift: bool, first: bool) -> None:
     bits = scores.view(i32)
     for i in range(scores.shape[0]):
         top = f32(0)
         if shift:
             highest = i32(-(2**31))
-            for j in range(scores.shape[1]):  # of floats, a maximum is not made of vectors
-                highest = max(highest, _in_order(bits[i, j]))
-            top = _float(_in_order(highest))
+            for j in range(scores.shape[1]):  # integers, as a maximum of floats is not vectorized
+                highest = max(highest, _ordered(bits[i, j]))
+            top = _float(_ordered(highest))
         total = f32(0)
         for j in range(scores.shape[1]):
             value = _exp(scores[i, j] - top)
             scores[i, j] = value
             total += value
-        scale = share / total
-        if fresh:
+        scale = weight / total
+        if first:
             for j in range(scores.shape[1]):
                 mean[i, j] = scores[i, j] * scale
         else:
@@ -128,7 +128,7 @@ def add_softmax(scores: Rows, mean: Rows, share: f32, shift: bool, fresh: bool) 
 
 
 @compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32)")
-def logs_and_own(p: Rows, log: Rows, own: Rows, epsilon: f32) -> None:
+def log_rows(p: Rows, log: Rows, negentropy: Rows, epsilon: f32) -> None:
     keys = f32(p.shape[1])
     for i in range(p.shape[0]):
         total = f32(0)
@@ -136,25 +136,25 @@ def logs_and_own(p: Rows, log: Rows, own: Rows, epsilon: f32) -> None:
             value = _log(max(p[i, j], epsilon) * keys)
             log[i, j] = value
             total += p[i, j] * value
-        own[i] = total
+        negentropy[i] = total
 
 
 @compiled("void(float32[:, ::1], int16[:, ::1], int16[:, ::1], float32[::1], float32[::1], float32)")
-def factors(p: Rows, rounded: Rows, log: Rows, own: Rows, spread: Rows, epsilon: f32) -> None:
+def fill_factors(p: Rows, rounded: Rows, log: Rows, negentropy: Rows, log_norm: Rows, epsilon: f32) -> None:
     keys = f32(p.shape[1])
     for i in range(p.shape[0]):
         total, squares = f32(0), f32(0)
         for j in range(p.shape[1]):
-            near, near_log = _to_bfloat16(p[i, j]), _to_bfloat16(_log(max(p[i, j], epsilon) * keys))
-            rounded[i, j], log[i, j] = near >> i32(16), near_log >> i32(16)
-            term = _float(near) * _float(near_log)
+            p_bits, log_bits = _to_bfloat16(p[i, j]), _to_bfloat16(_log(max(p[i, j], epsilon) * keys))
+            rounded[i, j], log[i, j] = p_bits >> i32(16), log_bits >> i32(16)
+            term = _float(p_bits) * _float(log_bits)
             total += term
-            squares += term * _float(near_log)
-        own[i], spread[i] = total, np.sqrt(squares)
+            squares += term * _float(log_bits)
+        negentropy[i], log_norm[i] = total, np.sqrt(squares)
 
 
 @compiled("void(float32[:, ::1], int64[:], float32[:, ::1], int64[:], float32[::1], float32)")
-def pair_divergences(p: Rows, row: Rows, q: Rows, other: Rows, out: Rows, epsilon: f32) -> None:
+def pair_kl(p: Rows, row: Rows, q: Rows, other: Rows, out: Rows, epsilon: f32) -> None:
     for n in range(len(row)):
         a, b, total = row[n], other[n], f32(0)
         for j in range(p.shape[1]):

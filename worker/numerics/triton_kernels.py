@@ -1,9 +1,6 @@
 # mypy: ignore-errors
-# ruff: noqa: N803 - numbers known when a kernel is compiled are written in capitals
-"""What a GPU computes in one go where separate operations would each cross its memory; called by `kernels`.
-
-Numbers that say how a tile is cut are chosen for large GPUs. Triton comes with torch for CUDA.
-"""
+# ruff: noqa: N803 - compile-time constants of a kernel are written in capitals
+"""Kernels of `TritonBackend`: each fuses operations that would each read and write the GPU's memory."""
 
 import triton
 import triton.language as tl
@@ -25,15 +22,15 @@ def _scores(
     WIDEN: tl.constexpr,
 ):
     """q·k of a tile for one head, scaled."""
-    inside = tl.arange(0, PADDED)
-    deep = inside < DEPTH
+    depth = tl.arange(0, PADDED)
+    deep = depth < DEPTH
     queries = tl.load(
-        q + (head * n + rows[:, None]).to(tl.int64) * DEPTH + inside[None, :],
+        q + (head * n + rows[:, None]).to(tl.int64) * DEPTH + depth[None, :],
         mask=(rows[:, None] < n) & deep[None, :],
         other=0.0,
     )
     keys = tl.load(
-        k + (head * DEPTH + inside[:, None]).to(tl.int64) * m + columns[None, :],
+        k + (head * DEPTH + depth[:, None]).to(tl.int64) * m + columns[None, :],
         mask=deep[:, None] & (columns[None, :] < m),
         other=0.0,
     )
@@ -47,7 +44,7 @@ def softmax_denominators(
     q,  # (heads, n, d)
     k,  # (heads, d, m)
     scale,  # log2(e) / sqrt(d): exponentials are powers of 2
-    out,  # (heads, n): log2 of heads * sum of exponentials, whereby 2^(score - out) summed over heads is the mean
+    out,  # (heads, n): log2 of heads * sum of exponentials, so that the sum over heads of 2^(score - out) is the mean
     n,
     m,
     HEADS: tl.constexpr,
@@ -95,8 +92,8 @@ def mean_softmax(
     mean = tl.zeros((ROWS, COLUMNS), tl.float32)
     for head in range(HEADS):
         scores = _scores(q, k, scale, head, rows, columns, n, m, DEPTH, PADDED, PRECISION, WIDEN)
-        less = tl.load(denominators + head * n + rows, mask=rows < n, other=0.0)
-        mean += tl.exp2(scores - less[:, None])
+        denominator = tl.load(denominators + head * n + rows, mask=rows < n, other=0.0)
+        mean += tl.exp2(scores - denominator[:, None])
     if ROUND:
         mean = mean.to(tl.bfloat16).to(tl.float32)
     inside = (rows[:, None] < n) & (columns[None, :] < m)
@@ -104,13 +101,13 @@ def mean_softmax(
 
 
 @triton.jit
-def factors(
+def fill_factors(
     p,  # (n, m) float32
     rounded,  # (n, m) bfloat16: p
-    rest,  # (n, m) bfloat16: p less that
+    remainder,  # (n, m) bfloat16: p less that
     logs,  # (n, m) bfloat16: log(p * m)
-    own,  # (n,)
-    spread,  # (n,)
+    negentropy,  # (n,)
+    log_norm,  # (n,)
     m,
     EPSILON: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -123,21 +120,19 @@ def factors(
         inside = columns < m
         values = tl.load(p + row + columns, mask=inside, other=0.0)
         log = tl.log(tl.maximum(values, EPSILON) * m).to(tl.bfloat16)
-        near = values.to(tl.bfloat16)
-        tl.store(rounded + row + columns, near, mask=inside)
-        tl.store(rest + row + columns, (values - near.to(tl.float32)).to(tl.bfloat16), mask=inside)
+        rounded_p = values.to(tl.bfloat16)
+        tl.store(rounded + row + columns, rounded_p, mask=inside)
+        tl.store(remainder + row + columns, (values - rounded_p.to(tl.float32)).to(tl.bfloat16), mask=inside)
         tl.store(logs + row + columns, log, mask=inside)
-        product = near.to(tl.float32) * log.to(tl.float32)
+        product = rounded_p.to(tl.float32) * log.to(tl.float32)
         products += product
         squares += product * log.to(tl.float32)
-    tl.store(own + tl.program_id(0), tl.sum(products, 0))
-    tl.store(spread + tl.program_id(0), tl.sqrt(tl.sum(squares, 0)))
+    tl.store(negentropy + tl.program_id(0), tl.sum(products, 0))
+    tl.store(log_norm + tl.program_id(0), tl.sqrt(tl.sum(squares, 0)))
 
 
 @triton.jit
-def pair_divergences(
-    p, row, q, other, out, m, EPSILON: tl.constexpr, COLUMNS: tl.constexpr
-):  # J of the pairs (p[row], q[other])
+def pair_kl(p, row, q, other, out, m, EPSILON: tl.constexpr, COLUMNS: tl.constexpr):  # of the pairs (p[row], q[other])
     pair = tl.program_id(0)
     first, second = tl.load(row + pair) * m, tl.load(other + pair) * m
     total = tl.zeros((COLUMNS,), tl.float32)

@@ -1,5 +1,6 @@
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.worker import reference
-from worker.method import algorithm1 as clustering
-from worker.method.algorithm1 import Level, MemoryBudgetExceeded, Round, algorithm1, distances, windowed
+from tests.worker.numerics.backends import BACKENDS, CPU, make_backend, make_maps
+from worker.method.algorithm1 import Level, Round, algorithm1
+from worker.method.assignment import kl_to_centroids
 from worker.method.attention import AttentionMaps
-from worker.numerics import divergence
+from worker.method.leaders import MemoryBudgetExceeded
+from worker.method.windowed import windowed
+from worker.numerics.choose import choose_backend
+from worker.numerics.numba_backend import NumbaBackend
+from worker.numerics.tile_pool import TilePool
+from worker.numerics.torch_backend import CPU_TILING
 
 MARGIN = 1e-4  # nats: a pair nearer to τ than this may fall on either side in float32
 
@@ -21,11 +28,11 @@ def maps_of(rows, tokens_per_frame, **options):
     rows = torch.as_tensor(rows, dtype=torch.float32)
     keys = rows.shape[1]
     queries = rows.clamp_min(1e-30).log().view(-1, tokens_per_frame, 1, keys) * math.sqrt(keys)
-    return AttentionMaps(queries, torch.eye(keys)[:, None], **options)
+    return make_maps(queries, torch.eye(keys)[:, None], **options)
 
 
 def assignment(maps, level):
-    return torch.cat([z[0].argmin(-1).flatten() for _, _, z in distances(maps, [level])]).cpu().numpy()
+    return torch.cat([z[0].argmin(-1).flatten() for _, _, z in kl_to_centroids(maps, [level])]).cpu().numpy()
 
 
 def same_partition(a, b):
@@ -82,132 +89,146 @@ def clips(draw):
     return rows, tokens_per_frame, float(tau)
 
 
-def realised(rows, tokens_per_frame):
-    """The maps and their rows as float64: what the reference is given is exactly what the worker sees."""
-    maps = maps_of(rows, tokens_per_frame)
+def exact_maps(rows, tokens_per_frame, **options):
+    """The maps and their rows as float64: the reference works on exactly the rows that the worker computes."""
+    maps = maps_of(rows, tokens_per_frame, **options)
     return maps, maps.rows(0, maps.frame_count).numpy().astype(np.float64)
 
 
-def equals(level, maps, expected):
+def assert_equal(level, maps, expected):
     centres, assigned, parents, _ = expected
     assert len(level.centroids) == len(centres)
     for ours, theirs in zip(level.rounds, parents, strict=True):
         np.testing.assert_array_equal(ours.parents, theirs)
     np.testing.assert_allclose(level.centroids, centres, atol=1e-6)
-    z = np.concatenate([z[0].numpy().reshape(-1, len(centres)) for _, _, z in distances(maps, [level])])
+    z = np.concatenate([z[0].numpy().reshape(-1, len(centres)) for _, _, z in kl_to_centroids(maps, [level])])
     chosen, best = z.argmin(1), z.min(1)
     tied = np.partition(z, 1, axis=1)[:, 1] - best < MARGIN if len(centres) > 1 else np.zeros(len(z), bool)
     np.testing.assert_array_equal(chosen[~tied], assigned[~tied])
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"], autouse=True)
-def product_dtype(request, monkeypatch):
-    """What products are computed in is chosen by speed and may change nothing: every test runs with both."""
-    monkeypatch.setattr(clustering, "fast_dtype", lambda _device: request.param)
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return make_backend(request.param)
 
 
-@pytest.fixture(params=[300, 3], ids=["each key", "groups of keys"])
-def key_groups(request, monkeypatch):
-    """Which leaders are looked at is decided by sums over groups of keys; that may change nothing either."""
-    monkeypatch.setattr(divergence, "GROUPS", request.param)
+@pytest.fixture(params=[(name, groups) for name in BACKENDS for groups in (300, 3)], ids=lambda p: f"{p[0]} {p[1]}")
+def pruning_backend(request):
+    """Backends that prune leaders with 300 groups, so that each key is a group here, or with 3."""
+    name, groups = request.param
+    return make_backend(name, groups=groups)
 
 
-hypothetical = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+hypothetical = settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.usefixtures("key_groups")
 @hypothetical
-@given(clips())
-def test_algorithm1_equals_the_reference(clip):
+@given(clip=clips())
+def test_algorithm1_equals_the_reference(pruning_backend, clip):
     rows, tokens_per_frame, tau = clip
-    maps, exact = realised(rows, tokens_per_frame)
+    maps, exact = exact_maps(rows, tokens_per_frame, backend=pruning_backend)
     expected = reference.algorithm1(exact, tau)
     assume(expected[3] > MARGIN)
-    equals(algorithm1(maps, [tau])[0], maps, expected)
+    assert_equal(algorithm1(maps, [tau])[0], maps, expected)
 
 
-@pytest.mark.usefixtures("key_groups")
 @hypothetical
-@given(clips())
-def test_windowed_equals_the_reference(clip):
+@given(clip=clips())
+def test_windowed_equals_the_reference(pruning_backend, clip):
     rows, tokens_per_frame, tau = clip
-    maps, exact = realised(rows, tokens_per_frame)
+    maps, exact = exact_maps(rows, tokens_per_frame, backend=pruning_backend)
     expected = reference.windowed(exact, tau, tokens_per_frame)
     assume(expected[3] > MARGIN)
-    equals(windowed(maps, [tau])[0], maps, expected)
+    assert_equal(windowed(maps, [tau])[0], maps, expected)
 
 
-@pytest.mark.usefixtures("key_groups")
+def block_bytes(rows, keys, name):
+    """Memory of a block of so many rows: float32 rows and two factors."""
+    return rows * keys * (4 + 2 * BACKENDS[name][1].itemsize)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("groups", [300, 3])
 @pytest.mark.parametrize("shape_step", [1, 64])
-@pytest.mark.parametrize("rows_a_block", [1, 3, 1000])
-@pytest.mark.parametrize("candidates", [1, 2, 1000])
-@pytest.mark.parametrize("procedure", ["algorithm1", "windowed"])
-def test_blocks_of_any_size_give_the_same_clusters(monkeypatch, rows_a_block, candidates, shape_step, procedure):
+@pytest.mark.parametrize("block_rows", [1, 3, 1000])
+@pytest.mark.parametrize("candidate_rows", [1, 2, 1000])
+@pytest.mark.parametrize("procedure", [algorithm1, windowed])
+def test_blocks_of_any_size_give_the_same_clusters(name, block_rows, candidate_rows, shape_step, groups, procedure):
     rng = np.random.default_rng(7)
     rows = rng.dirichlet(np.full(8, 0.8), 48).astype(np.float32)
-    monkeypatch.setattr(clustering._Block, "rows_of", lambda *_: rows_a_block)
-    monkeypatch.setattr(clustering, "CANDIDATES", candidates)
-    monkeypatch.setattr(clustering, "SHAPE_STEP", shape_step)
-    maps, exact = realised(rows, 8)
-    arguments = (exact, 1.0) if procedure == "algorithm1" else (exact, 1.0, 8)
-    expected = getattr(reference, procedure)(*arguments)
+    backend = make_backend(
+        name,
+        block_bytes=block_bytes(block_rows, 8, name),
+        candidate_rows=candidate_rows,
+        shape_step=shape_step,
+        groups=groups,
+    )
+    maps, exact = exact_maps(rows, 8, backend=backend)
+    expected = reference.algorithm1(exact, 1.0) if procedure is algorithm1 else reference.windowed(exact, 1.0, 8)
     assert expected[3] > MARGIN
     assert len(expected[0]) > 3
     assert len(expected[2]) > 1
-    equals(getattr(clustering, procedure)(maps, [1.0])[0], maps, expected)
+    assert_equal(procedure(maps, [1.0])[0], maps, expected)
 
 
-def test_leaders_that_are_far_from_all_of_some_rows_are_not_looked_at(monkeypatch):
-    looked_at = []
-    _candidates = clustering._Leaders._candidates
+class CountingBackend(NumbaBackend):
+    """Counts the pairs whose KL is computed from factors over all keys."""
 
-    def candidates(self, *arguments):
-        found = _candidates(self, *arguments)
-        looked_at.append((len(found), self.count))
-        return found
+    compared = 0
 
-    monkeypatch.setattr(clustering._Leaders, "_candidates", candidates)
-    monkeypatch.setattr(clustering._Block, "rows_of", lambda *_: 20)
+    def kl_products(self, rows, others):
+        if rows.p.shape[1] == 20:
+            self.compared += len(rows) * len(others)
+        return super().kl_products(rows, others)
+
+
+@pytest.mark.parametrize("factor_dtype", [torch.float32, torch.bfloat16])
+def test_leaders_that_are_far_from_all_rows_of_a_tile_are_pruned(factor_dtype):
+    def pairs_compared(*, prunes):
+        block = 20 * 20 * (4 + 2 * factor_dtype.itemsize)
+        tiling = replace(CPU_TILING, block_bytes=block, shape_step=1, prunes=prunes, groups=19)
+        backend = CountingBackend(CPU, factor_dtype=factor_dtype, tiling=tiling)
+        maps, exact = exact_maps(rows, 20, backend=backend)
+        assert_equal(algorithm1(maps, [1.0])[0], maps, reference.algorithm1(exact, 1.0))
+        return backend.compared
+
     rows, truth = groups(3, 30, 600, 20)
     rows = rows[np.argsort(truth, kind="stable")]
-    maps, exact = realised(rows, 20)
-    equals(algorithm1(maps, [1.0])[0], maps, reference.algorithm1(exact, 1.0))
-    found, leaders = np.array(looked_at).sum(0)
-    assert leaders > 300
-    assert found < leaders / 4
+    assert pairs_compared(prunes=True) < pairs_compared(prunes=False) / 4
 
 
-def test_a_leader_found_in_the_last_frame_is_kept():
+def test_a_leader_in_the_last_frame_is_kept(backend):
     rows, _ = groups(1, 1, 40, 10)
     late, _ = groups(2, 1, 1, 10)
     rows[-1] = late
-    maps, exact = realised(rows, 10)
+    maps, exact = exact_maps(rows, 10, backend=backend)
     level = algorithm1(maps, [1.0])[0]
-    equals(level, maps, reference.algorithm1(exact, 1.0))
+    assert_equal(level, maps, reference.algorithm1(exact, 1.0))
     np.testing.assert_array_equal(assignment(maps, level), [0] * 39 + [1])
 
 
-def test_a_token_joins_the_earliest_leader_and_not_the_nearest():
+@pytest.mark.parametrize(("order", "parents"), [("acb", [0, 1, 0]), ("cab", [0, 1, 0]), ("bac", [0, 0, 0])])
+def test_a_token_joins_the_earliest_leader_and_not_the_nearest(backend, order, parents):
     # Along a line b lies within τ of a and of c, and nearer to c; a and c are apart.
-    a, b, c = (np.array([0.5 + x, 0.5 - x]) for x in (0.0, 0.17, 0.25))
-    j = reference.symmetric_kl(np.array([a, b, c]), np.array([a, b, c]))
-    tau = (j[0, 1] + j[0, 2]) / 2
-    assert j[1, 2] < j[0, 1] < tau < j[0, 2]
-    for order, parents in (((a, c, b), [0, 1, 0]), ((c, a, b), [0, 1, 0]), ((b, a, c), [0, 0, 0])):
-        for tokens_per_frame in (1,):
-            level = algorithm1(maps_of(np.array(order), tokens_per_frame), [tau])[0]
-            np.testing.assert_array_equal(level.rounds[0].parents, parents)
+    points = {"a": [0.5, 0.5], "b": [0.67, 0.33], "c": [0.75, 0.25]}
+    kl = reference.symmetric_kl(*[np.array(list(points.values()))] * 2)
+    tau = (kl[0, 1] + kl[0, 2]) / 2
+    assert kl[1, 2] < kl[0, 1] < tau < kl[0, 2]
+    maps, exact = exact_maps(np.array([points[name] for name in order]), 1, backend=backend)
+    level = algorithm1(maps, [tau])[0]
+    np.testing.assert_array_equal(level.rounds[0].parents, parents)
+    assert_equal(level, maps, reference.algorithm1(exact, tau))
 
 
-def test_an_infinite_tau_gives_one_cluster():
-    maps = maps_of(np.random.default_rng(3).dirichlet(np.ones(6), 30), 6)
+def test_an_infinite_tau_gives_one_cluster(backend):
+    maps = maps_of(np.random.default_rng(3).dirichlet(np.ones(6), 30), 6, backend=backend)
     for procedure in (algorithm1, windowed):
         assert len(procedure(maps, [math.inf])[0].centroids) == 1
 
 
-def test_equal_maps_share_a_label():
+def test_equal_maps_share_a_label(backend):
     rows = np.random.default_rng(4).dirichlet(np.full(6, 0.3), 5)[np.arange(30) % 5]
-    maps = maps_of(rows, 6)
+    maps = maps_of(rows, 6, backend=backend)
     for procedure in (algorithm1, windowed):
         level = procedure(maps, [1e-3])[0]
         assert len(level.centroids) == 5
@@ -215,8 +236,8 @@ def test_equal_maps_share_a_label():
 
 
 @pytest.mark.parametrize("procedure", [algorithm1, windowed])
-def test_each_level_equals_a_run_of_its_own(procedure):
-    maps = maps_of(np.random.default_rng(5).dirichlet(np.full(8, 0.8), 64), 8)
+def test_each_level_equals_a_separate_run(procedure, backend):
+    maps = maps_of(np.random.default_rng(5).dirichlet(np.full(8, 0.8), 64), 8, backend=backend)
     taus = [0.5, 2.0, 1.0, 7.0]
     for level, tau in zip(procedure(maps, taus), taus, strict=True):
         own = procedure(maps, [tau])[0]
@@ -236,48 +257,48 @@ def test_bfloat16_finds_separated_groups(seed, procedure):
 
 
 @pytest.mark.parametrize("procedure", [algorithm1, windowed])
-def test_progress_counts_frames_and_may_stop_the_run(procedure):
-    maps = maps_of(np.random.default_rng(6).dirichlet(np.ones(4), 40), 4)
+def test_progress_counts_frames_and_may_cancel_the_run(procedure):
+    rows = np.random.default_rng(6).dirichlet(np.ones(4), 40)
     calls = []
-    procedure(maps, [1.0], on_progress=lambda done, total: calls.append((done, total)))
+    procedure(maps_of(rows, 4, pool=TilePool(2, lambda *progress: calls.append(progress))), [1.0])
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert done[0] == 0
     assert done[-1] == 10
     assert {call[1] for call in calls} == {10}
 
-    class StopError(Exception):
+    class CancelledError(Exception):
         pass
 
-    def stop(done, _total):
+    def cancel(done, _total):
         if done >= 3:
-            raise StopError
+            raise CancelledError
 
-    with pytest.raises(StopError):
-        procedure(maps, [1.0], on_progress=stop)
+    with pytest.raises(CancelledError):
+        procedure(maps_of(rows, 4, pool=TilePool(2, cancel)), [1.0])
 
 
 @pytest.mark.parametrize("procedure", [algorithm1, windowed])
-def test_leaders_that_outgrow_the_budget_name_both_numbers(procedure):
+def test_leaders_that_exceed_the_budget_raise_an_error_with_both_numbers(procedure):
     maps = maps_of(np.random.default_rng(8).dirichlet(np.full(20, 0.1), 200), 20)
     with pytest.raises(MemoryBudgetExceeded) as error:
-        procedure(maps, [0.01], memory_bytes=10_000)
-    assert error.value.needed_bytes > error.value.allowed_bytes == 10_000
+        procedure(maps, [0.01], budget_bytes=10_000)
+    assert error.value.needed_bytes > error.value.budget_bytes == 10_000
     assert "10000" in str(error.value)
 
 
 @pytest.mark.parametrize("taus", [[], [0.0], [1.0, -1.0], [math.nan]])
 def test_thresholds_are_above_zero(taus):
-    with pytest.raises(ValueError, match="thresholds"):
+    with pytest.raises(ValueError, match="tau must be above 0"):
         algorithm1(maps_of(np.ones((4, 2)) / 2, 2), taus)
 
 
-def test_distances_come_frame_by_frame_for_all_levels():
+def test_kl_to_centroids_comes_frame_by_frame_for_all_levels(backend):
     rows = np.random.default_rng(9).dirichlet(np.full(8, 0.8), 24).astype(np.float32)
-    maps, exact = realised(rows, 8)
+    maps, exact = exact_maps(rows, 8, backend=backend)
     levels = algorithm1(maps, [0.5, 2.0])
     seen = []
-    for start, stop, per_level in distances(maps, levels):
+    for start, stop, per_level in kl_to_centroids(maps, levels):
         seen += range(start, stop)
         for level, z in zip(levels, per_level, strict=True):
             assert z.shape == (stop - start, 8, len(level.centroids))
@@ -296,7 +317,9 @@ def test_rows_kept_in_bfloat16_give_the_assignment_that_float32_gives(keep_frame
     levels = algorithm1(plain, [tau, 2 * tau])
     algorithm1(keeping, [tau])
     assert keeping.kept(0, keep_frames) is not None
-    for (_, _, exact), (_, _, kept) in zip(distances(plain, levels), distances(keeping, levels), strict=True):
+    for (_, _, exact), (_, _, kept) in zip(
+        kl_to_centroids(plain, levels), kl_to_centroids(keeping, levels), strict=True
+    ):
         for a, b in zip(exact, kept, strict=True):
             torch.testing.assert_close(a.argmin(-1), b.argmin(-1))
             torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
@@ -304,24 +327,24 @@ def test_rows_kept_in_bfloat16_give_the_assignment_that_float32_gives(keep_frame
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("procedure", [algorithm1, windowed])
-def test_the_gpu_gives_what_the_cpu_gives(procedure, monkeypatch):
+def test_the_gpu_agrees_with_the_cpu(procedure):
     if not torch.cuda.is_available():
         assert not os.environ.get("REQUIRE_GPU"), "REQUIRE_GPU is set and there is no GPU"
         pytest.skip("no GPU")
-    monkeypatch.setattr(clustering, "fast_dtype", divergence.fast_dtype)
     generator = torch.Generator().manual_seed(0)
-    kinds, noise = torch.randn(30, 4, 48, generator=generator), torch.randn(6, 400, 4, 48, generator=generator)
-    tokens = kinds[torch.randint(0, 30, (6, 400), generator=generator)] + 0.3 * noise
+    prototypes, noise = torch.randn(30, 4, 48, generator=generator), torch.randn(6, 400, 4, 48, generator=generator)
+    tokens = prototypes[torch.randint(0, 30, (6, 400), generator=generator)] + 0.3 * noise
     keys = tokens[::3].flatten(0, 1)
-    cpu, gpu = AttentionMaps(tokens, keys), AttentionMaps(tokens, keys.cuda())
+    gpu_backend = choose_backend(torch.device("cuda"))
+    cpu = make_maps(tokens, keys)
+    gpu = AttentionMaps(tokens, keys.cuda(), backend=gpu_backend, pool=TilePool(gpu_backend.threads))
     torch.testing.assert_close(gpu.rows(0, 6).cpu(), cpu.rows(0, 6), rtol=1e-4, atol=1e-7)
     taus = [0.3, 1.0, 3.0]
-    found, wanted = procedure(gpu, taus), procedure(cpu, taus)
-    for ours, theirs in zip(found, wanted, strict=True):
-        labels, expected = assignment(gpu, ours), assignment(cpu, theirs)
-        assert adjusted_rand_index(labels, expected) > 0.999
+    on_gpu, on_cpu = procedure(gpu, taus), procedure(cpu, taus)
+    for ours, expected in zip(on_gpu, on_cpu, strict=True):
+        assert adjusted_rand_index(assignment(gpu, ours), assignment(cpu, expected)) > 0.999
     again = procedure(gpu, taus)
-    for ours, theirs in zip(found, again, strict=True):
+    for ours, theirs in zip(on_gpu, again, strict=True):
         torch.testing.assert_close(ours.centroids, theirs.centroids, rtol=0, atol=0)
 
 

@@ -1,6 +1,6 @@
 """A checkpoint of the released code gives that code's numbers: features, attention, labels.
 
-The yardstick is the transcription in `reference.py`: NumPy in float64, from full-size frames on.
+Expected values come from the transcription in `reference.py`: NumPy in float64, from full-size frames on.
 """
 
 from pathlib import Path
@@ -15,10 +15,12 @@ from scipy.optimize import linear_sum_assignment
 
 from tests.worker import reference
 from tests.worker.models import checkpoints
+from tests.worker.numerics.backends import make_maps
 from uvos.contract import Clustering
 from uvos.models import MODELS
-from worker.method import algorithm1 as clustering
-from worker.method.attention import AttentionMaps, released_key_frames
+from worker.method.assignment import kl_to_centroids
+from worker.method.attention import released_key_frames
+from worker.method.windowed import windowed
 from worker.models.loading import LoadedModel, load_model
 from worker.models.weights import Preprocessing
 
@@ -45,7 +47,7 @@ def released_state(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def shallow(folder: Path, *, layers: int = 3, gain: float = 1.45) -> Path:
-    """A checkpoint of few layers, where nothing depends on how many there are; more gain, more clusters."""
+    """A checkpoint of few layers, for tests that do not depend on their number; more gain gives more clusters."""
     torch.save(checkpoints.released_checkpoint(layers=layers, gain=gain), folder / "shallow.pth")
     return folder / "shallow.pth"
 
@@ -65,7 +67,7 @@ def frames() -> np.ndarray:
     return checkpoints.moving_shapes(2, 118, 250)
 
 
-def test_the_file_says_which_model_it_is_and_how_frames_are_prepared(model):
+def test_the_checkpoint_determines_the_model_and_the_preprocessing(model):
     assert (model.entry.name, model.dtype) == ("dino-vits8", "float32")
     assert model.backbone.preprocessing == Preprocessing(
         (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), "dino"
@@ -76,7 +78,7 @@ def test_the_file_says_which_model_it_is_and_how_frames_are_prepared(model):
 def test_tokens_queries_and_keys_are_those_of_the_released_code(model, state, frames):
     projections = model.backbone.project(torch.from_numpy(frames), size=SIZE)
     queries, keys = reference.released_queries_and_keys(frames, state, SIZE)
-    assert np.abs(queries).max() > 3, "the comparison is to be of numbers worth comparing"
+    assert np.abs(queries).max() > 3, "the values are too small for the tolerance"
     np.testing.assert_allclose(projections.queries.numpy(), queries, atol=1e-4)
     np.testing.assert_allclose(projections.keys.numpy(), keys, atol=1e-4)
 
@@ -101,7 +103,7 @@ def test_large_frames_are_resized_in_float64(tmp_path):
     ("frame_count", "key_ratio", "expected"),
     [(16, 0.1, [0]), (25, 0.1, [0, 10]), (12, 0.2, [0, 5]), (7, 0.3, [0, 3]), (3, 1.0, [0, 1, 2]), (4, 0.1, [0])],
 )
-def test_key_frames_are_every_so_many_and_at_least_one(frame_count, key_ratio, expected):
+def test_key_frames_are_evenly_spaced_and_at_least_one(frame_count, key_ratio, expected):
     assert released_key_frames(frame_count, key_ratio) == expected
 
 
@@ -130,15 +132,17 @@ def assert_same_labels(checkpoint: Path, frames: np.ndarray, size: tuple[int, in
     theirs = reference.released_queries_and_keys(frames, released_state(checkpoint), size)
     for key_ratio in (0.1, 0.2):
         key_frames = released_key_frames(len(frames), key_ratio)
-        maps = AttentionMaps(ours.queries, ours.keys[key_frames].flatten(0, 1))
-        levels = clustering.windowed(maps, TAUS)
-        parts = [[level.argmin(-1).flatten() for level in parts] for _, _, parts in clustering.distances(maps, levels)]
+        maps = make_maps(ours.queries, ours.keys[key_frames].flatten(0, 1))
+        levels = windowed(maps, TAUS)
+        parts = [[level.argmin(-1).flatten() for level in parts] for _, _, parts in kl_to_centroids(maps, levels)]
         queries, keys = (array.reshape(-1, 8, 48) for array in (theirs[0], theirs[1][key_frames]))
         rows = reference.released_attention(queries, keys)
         np.testing.assert_allclose(maps.rows(0, len(frames)).numpy(), rows, atol=1e-4)
         for tau, labels in zip(TAUS, map(torch.cat, zip(*parts, strict=True)), strict=True):
             expected = reference.released_clusters(rows, tau, tokens_a_frame=rows.shape[0] // len(frames))
-            assert 5 <= len(np.unique(expected)) <= 200, "too few or too many clusters to tell"
+            assert 5 <= len(np.unique(expected)) <= 200, (
+                "too few or too many clusters for the comparison to mean anything"
+            )
             assert agreement(labels.numpy(), expected) >= 0.995
 
 

@@ -4,42 +4,42 @@ import time
 import pytest
 import torch
 
-from worker.numerics.tile_pool import Crew
+from worker.numerics.tile_pool import ThreadBuffers, TilePool
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def crew(request):
+def pool(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield Crew(torch.device("cpu"))
+    yield TilePool(request.param)
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("total", "step"), [(0, 3), (1, 3), (3, 3), (10, 3), (9, 1)])
-def test_every_row_is_worked_on_once(crew, total, step):
+def test_every_row_is_processed_once(pool, total, step):
     seen, lock = [], threading.Lock()
 
     def work(start, stop):
         with lock:
             seen.extend(range(start, stop))
 
-    crew.run(work, total, step)
+    pool.run(work, total, step)
     assert sorted(seen) == list(range(total))
 
 
 @pytest.mark.parametrize(("total", "most"), [(0, 3), (1, 3), (7, 3), (12, 3), (13, 3), (699, 128)])
-def test_ranges_of_a_step_are_as_many_for_every_thread(crew, total, most):
-    step = crew.step(total, most)
+def test_every_thread_gets_the_same_number_of_ranges(pool, total, most):
+    step = pool.step(total, most)
     assert 1 <= step <= most
     ranges = -(-total // step)
-    assert ranges <= crew.count * -(-total // (crew.count * most))
+    assert ranges <= pool.threads * -(-total // (pool.threads * most))
 
 
 def test_each_operation_stays_in_its_thread_and_the_caller_keeps_its_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     inside = []
-    Crew(torch.device("cpu")).run(lambda *_: inside.append(torch.get_num_threads()), 4, 1)
+    TilePool(2).run(lambda *_: inside.append(torch.get_num_threads()), 4, 1)
     assert set(inside) == {1}
     assert torch.get_num_threads() == 2
     later = []
@@ -50,7 +50,7 @@ def test_each_operation_stays_in_its_thread_and_the_caller_keeps_its_threads():
     torch.set_num_threads(before)
 
 
-def test_what_the_work_raises_reaches_the_caller_and_ends_the_run(crew):
+def test_an_exception_in_a_tile_reaches_the_caller_and_ends_the_run(pool):
     begun = []
 
     def work(start, _stop):
@@ -58,18 +58,19 @@ def test_what_the_work_raises_reaches_the_caller_and_ends_the_run(crew):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        crew.run(work, 1000, 1)
+        pool.run(work, 1000, 1)
     assert len(begun) < 10
-    crew.run(lambda *_: begun.clear(), 10, 1)
+    pool.run(lambda *_: begun.clear(), 10, 1)
     assert begun == []
 
 
-def test_the_caller_breathes_meanwhile_and_may_stop_the_run(crew):
-    class StopError(Exception):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pulses_come_while_tiles_run_and_their_exception_cancels_the_run(threads):
+    class CancelledError(Exception):
         pass
 
-    def breathe():
-        raise StopError
+    def on_pulse(*_):
+        raise CancelledError
 
     done = []
 
@@ -77,9 +78,31 @@ def test_the_caller_breathes_meanwhile_and_may_stop_the_run(crew):
         time.sleep(0.01)
         done.append(start)
 
-    with pytest.raises(StopError):
-        crew.run(work, 10_000, 1, breathe)
+    with pytest.raises(CancelledError):
+        TilePool(threads, on_pulse).run(work, 10_000, 1)
     count = len(done)
     assert count < 1000
     time.sleep(0.05)
-    assert len(done) == count, "nothing runs on after the caller has been told"
+    assert len(done) == count, "a tile ran after the cancellation was raised"
+
+
+def test_pulses_repeat_the_progress_last_reported():
+    pulses = []
+    pool = TilePool(1, lambda done, total: pulses.append((done, total)))
+    pool.advance(3, 7)
+    pool.run(lambda *_: None, 2, 1)
+    assert pulses == [(3, 7)] * 3
+
+
+def test_buffers_of_a_thread_are_reused_and_grow():
+    buffers = ThreadBuffers(torch.device("cpu"))
+    first = buffers.get("a", 4, 3)
+    assert buffers.get("a", 2, 3).data_ptr() == first.data_ptr()
+    assert buffers.get("b", 4, 3).data_ptr() != first.data_ptr()
+    assert buffers.get("a", 5, 3).shape == (5, 3)
+    assert buffers.get("a", 2, 9).shape == (2, 9)
+    other = []
+    thread = threading.Thread(target=lambda: other.append(buffers.get("a", 2, 9).data_ptr()))
+    thread.start()
+    thread.join()
+    assert other != [buffers.get("a", 2, 9).data_ptr()]
