@@ -29,6 +29,7 @@ from torch import Tensor
 from benchmarks.agreement import adjusted_rand_index, mean_j, same_label
 from benchmarks.features import generated_features
 from benchmarks.released import released_attention, released_clustering
+from uvos.contract import Stage
 from worker.method.algorithm1 import algorithm1
 from worker.method.assignment import kl_to_centroids
 from worker.method.attention import AttentionMaps
@@ -36,6 +37,7 @@ from worker.method.windowed import windowed
 from worker.numerics.choose import choose_backend
 from worker.numerics.tile_pool import TilePool
 from worker.pipeline import KEPT_BYTES
+from worker.stopwatch import Stopwatch
 
 ROOT = Path(__file__).parents[1]
 GRID, QUICK_GRID = (40, 60), (16, 24)
@@ -137,10 +139,24 @@ def _ours(queries: Tensor, keys: Tensor, case: Case) -> tuple[Tensor, float, int
     dtype: torch.dtype = getattr(torch, case.dtype)
     backend = choose_backend(keys.device)
     pool = TilePool(backend.threads)
-    maps = AttentionMaps(queries, keys, backend=backend, pool=pool, dtype=dtype, keep_bytes=case.keep_bytes)
+    stopwatch = Stopwatch()
+    maps = AttentionMaps(
+        queries,
+        keys,
+        backend=backend,
+        pool=pool,
+        dtype=dtype,
+        keep_bytes=case.keep_bytes,
+        timer=lambda: stopwatch.tile(Stage.attention, pool.threads),
+    )
     levels = (windowed if case.procedure == "windowed" else algorithm1)(maps, case.taus)
     labels = torch.cat([parts[0].argmin(-1).flatten() for _, _, parts in kl_to_centroids(maps, levels)])
-    return labels, maps.seconds, int(levels[0].rounds[0].parents.max()) + 1, len(levels[0].centroids)
+    return (
+        labels,
+        stopwatch.report()[Stage.attention],
+        int(levels[0].rounds[0].parents.max()) + 1,
+        len(levels[0].centroids),
+    )
 
 
 def _released(queries: Tensor, keys: Tensor, case: Case) -> tuple[Tensor, float, int, int]:

@@ -18,9 +18,11 @@ from uvos.models import MODELS
 from worker.models.backbone import Backbone, Projections, create_vit
 from worker.models.loading import LoadedModel
 from worker.models.weights import Preprocessing
+from worker.outputs.drawing import DRAWING_THREADS
 from worker.outputs.png import write_png
 from worker.outputs.rle import Runs
-from worker.pipeline import DRAWING_THREADS, Budget, segment
+from worker.pipeline import segment
+from worker.run import SegmentationRun
 
 ENTRY = MODELS["dino-vits8"]
 VIT_GAIN = 3.0  # of the scores of random weights: brings the leaders to what trained ones give
@@ -79,7 +81,7 @@ def segment_video(count: int, key_ratio: float, size: tuple[int, int]) -> tuple[
             output.mux(stream.encode())
         model.backbone.project(textured_frames(1, *size))  # what happens once a process, and the gain
         out.mkdir()
-        manifest = segment(video, params, model, out, budget=Budget())
+        manifest = segment(SegmentationRun(source=video, params=params, model=model, out=out))
     level = manifest.levels[0]
     return manifest.timings_s, level.rounds[0].centroids, level.clusters
 

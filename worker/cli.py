@@ -123,8 +123,8 @@ def segment(
 
     from worker.jobs.tasks import budget_of
     from worker.models.loading import load_model  # imports torch, hence after the checks
-    from worker.pipeline import Extras
     from worker.pipeline import segment as run_pipeline
+    from worker.run import Extras, SegmentationRun
 
     with CommandProgress(console=console) as progress:
         progress.update("loading the model", 0)
@@ -145,13 +145,15 @@ def segment(
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".uvos-", dir=out.parent) as work:
             manifest = run_pipeline(
-                source,
-                loaded.entry.complete(chosen),
-                loaded,
-                Path(work),
-                budget=budget_of(settings),
-                extras=Extras(tokens, rounds),
-                on_progress=on_progress,
+                SegmentationRun(
+                    source=source,
+                    params=loaded.entry.complete(chosen),
+                    model=loaded,
+                    out=Path(work),
+                    budget=budget_of(settings),
+                    extras=Extras(tokens, rounds),
+                    on_progress=on_progress,
+                )
             )
             for path in sorted(Path(work).iterdir()):
                 path.rename(out / path.name)

@@ -92,7 +92,7 @@ def evaluate(
     from worker.evaluation.evaluate import Evaluation
     from worker.evaluation.evaluate import evaluate as run
     from worker.evaluation.segmenter import NO_CAP, PipelineSegmenter
-    from worker.pipeline import Budget
+    from worker.run import Budget
 
     settings = Settings()
     wanted = [name.strip() for names in sequences or [] for name in names.split(",") if name.strip()]

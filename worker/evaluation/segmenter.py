@@ -13,7 +13,8 @@ from worker.evaluation.labels import read_all
 from worker.evaluation.measures import Segmentation
 from worker.method.masks import decide_objects
 from worker.models.loading import LoadedModel
-from worker.pipeline import Budget, Extras, segment
+from worker.pipeline import segment
+from worker.run import Budget, Extras, SegmentationRun
 
 NO_CAP = 10**9  # key tokens: a key ratio is evaluated as it is, or fails for want of memory
 
@@ -35,13 +36,15 @@ class PipelineSegmenter:
         with tempfile.TemporaryDirectory(prefix="uvos-evaluate-") as folder:
             out = Path(folder)
             segment(
-                source,
-                self.params,
-                self.model,
-                out,
-                budget=self.budget,
-                extras=Extras(tokens=True),
-                on_progress=lambda stage, done, total: tell(stage.value, done, total),
+                SegmentationRun(
+                    source=source,
+                    params=self.params,
+                    model=self.model,
+                    out=out,
+                    budget=self.budget,
+                    extras=Extras(tokens=True),
+                    on_progress=lambda stage, done, total: tell(stage.value, done, total),
+                )
             )
             with np.load(out / "tokens.npz") as tokens:
                 assignments, motion = tokens["labels"], tokens.get("motion")

@@ -17,7 +17,8 @@ from worker.jobs.child_process import Send
 from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped
 from worker.models.loading import LoadedModel, choose_device, load_model
 from worker.numerics.choose import choose_backend
-from worker.pipeline import Budget, segment
+from worker.pipeline import segment
+from worker.run import Budget, SegmentationRun
 from worker.video.request import DecodeLimits
 
 log = logging.getLogger(__name__)
@@ -204,15 +205,17 @@ def segment_video(run: Run, runner: TaskRunner) -> JobTiming:
     with storage_full_errors(storage.root):
         out.mkdir()  # without parents: a job that was deleted must not come back as an empty folder
         manifest = segment(
-            storage.input_path(run.job_id),
-            record.params,
-            model,
-            out,
-            budget=budget_of(runner.settings),
-            name=record.video_name,
-            job_id=run.job_id,
-            on_progress=reporter.on_progress,
-            on_work=reporter.on_work,
+            SegmentationRun(
+                source=storage.input_path(run.job_id),
+                params=record.params,
+                model=model,
+                out=out,
+                budget=budget_of(runner.settings),
+                name=record.video_name,
+                job_id=run.job_id,
+                on_progress=reporter.on_progress,
+                on_workload=reporter.on_work,
+            )
         )
     reporter.measure()
     runner.sandbox = manifest.sandbox

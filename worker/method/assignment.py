@@ -1,8 +1,13 @@
-"""The assignment of Algorithm 1: the KL of every token to every centroid, in a second pass over the maps."""
+"""The assignment of Algorithm 1: the nearest centroid of every token, in a second pass over the maps."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.method.algorithm1 import Level
@@ -10,9 +15,57 @@ from worker.method.attention import AttentionMaps, LoadedFrames
 from worker.numerics.backend import Centroids
 from worker.numerics.blocks import RowSource, copy_from
 from worker.numerics.kl_bounds import ambiguous_after_rounding
+from worker.numerics.spool import Spool
 from worker.numerics.tile_pool import ThreadBuffers
+from worker.video.clip import PatchGrid
 
 OUTPUT_BYTES = 2**24  # of the KL yielded at once
+
+
+class FrameScores(Spool):
+    """Scores on disk, one row per frame; `scores[t]` has shape (N, C)."""
+
+    def __getitem__(self, frame_index: int) -> NDArray[np.floating]:
+        row: NDArray[np.floating] = self.read(frame_index, frame_index + 1)[0]
+        return row
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The assignment of one level.
+
+    Attributes:
+        level: Clusters at one tau.
+        labels: Nearest centroid of each token, int32, (T, h, w).
+        scores: KL - min(KL) of each token to each centroid, float16: the input of the edges.
+    """
+
+    level: Level
+    labels: NDArray[np.int32]
+    scores: FrameScores
+
+
+@contextmanager
+def assign(maps: AttentionMaps, levels: list[Level], grid: PatchGrid, work: Path) -> Iterator[list[Assignment]]:
+    """Assign every token to its nearest centroid; the scores in `work` are deleted when the block is left.
+
+    Source: Z = argmin of the symmetric KL divergence, Algorithm 1, Appendix A of Ding et al., "Betrayed by Attention"
+    (arXiv:2311.17893).
+    """
+    with ExitStack() as spools:
+        assignments = []
+        for index, level in enumerate(levels):
+            labels = np.empty((maps.frame_count, grid.height, grid.width), np.int32)
+            row_shape = grid.tokens, len(level.centroids)
+            scores = FrameScores(work, row_shape=row_shape, dtype=np.float16, name=f"scores-{index}.spool")
+            assignments.append(Assignment(level, labels, spools.enter_context(scores)))
+        for start, stop, kl_by_level in kl_to_centroids(maps, levels):
+            for assignment, kl in zip(assignments, kl_by_level, strict=True):
+                nearest = kl.min(-1, keepdim=True)
+                assignment.labels[start:stop] = nearest.indices.view(-1, grid.height, grid.width).cpu().numpy()
+                beyond = (kl - nearest.values).clamp_(max=torch.finfo(torch.float16).max)
+                assignment.scores.append(beyond.to(torch.float16).cpu().numpy())
+        yield assignments
 
 
 def kl_to_centroids(maps: AttentionMaps, levels: Sequence[Level]) -> Iterator[tuple[int, int, list[Tensor]]]:

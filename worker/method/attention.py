@@ -1,8 +1,7 @@
 """Tokens -> spatio-temporal attention maps over the key frames, computed tile by tile."""
 
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,13 +70,13 @@ class AttentionMaps:
             bfloat16; scores, exponentials and sums stay in float32.
         keep_bytes: Memory in which rows of the leading frames are kept in bfloat16 once computed, for passes that
             can use them, see `kept`.
+        timer: Opened by each thread around the computation of rows, to measure its time.
 
     Attributes:
         frame_count: T.
         tokens_per_frame: N.
         key_tokens: K*N, the length of a row.
         query_numbers: heads * d.
-        seconds: Time spent on computing rows so far, divided by the number of threads.
 
     Raises:
         ValueError: The shapes do not fit each other, or there are no frames.
@@ -94,6 +93,7 @@ class AttentionMaps:
         pool: TilePool,
         dtype: torch.dtype = torch.float32,
         keep_bytes: int = 0,
+        timer: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         if keys.ndim != 3 or len(keys) < 1:
             raise ValueError(f"keys must have shape (K*N, heads, d), got {tuple(keys.shape)}")
@@ -119,7 +119,7 @@ class AttentionMaps:
         self._keep_frames = min(self.frame_count, keep_bytes // frame_bytes) if backend.keeps_rows else 0
         self._kept: Tensor | None = None
         self._kept_frames = 0
-        self.seconds, self._lock = 0.0, threading.Lock()
+        self._timer = timer
 
     def rows(self, start_frame: int, stop_frame: int) -> Tensor:
         """Attention maps of the frames start to stop (exclusive), float32, shape (b*N, K*N); rows sum to 1."""
@@ -183,10 +183,8 @@ class AttentionMaps:
 
     def _attend(self, queries: Tensor, out: Tensor, *, shift: bool) -> None:
         """Rows of a tile of queries, (heads, n, d), into `out`, (n, K*N)."""
-        start = time.perf_counter()
-        self.backend.attend(queries, self._keys, out, shift=shift)
-        with self._lock:
-            self.seconds += (time.perf_counter() - start) / self.pool.threads
+        with self._timer():
+            self.backend.attend(queries, self._keys, out, shift=shift)
 
 
 class LoadedFrames:

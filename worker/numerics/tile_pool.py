@@ -20,12 +20,13 @@ class TilePool:
     Args:
         threads: `Backend.threads`.
         on_pulse: Called with (frames done, all frames) from the thread that calls `run` or `advance`, at least every
-            `PULSE_S` while tiles run. An exception from it cancels the run. Default: no reports.
+            `PULSE_S` while tiles run. An exception from it cancels the run. Default: no reports. May be replaced
+            between runs, when another stage begins.
     """
 
     def __init__(self, threads: int, on_pulse: Callable[[int, int], None] | None = None) -> None:
         self.threads = threads
-        self._on_pulse = on_pulse or (lambda _done, _total: None)
+        self.on_pulse = on_pulse or (lambda _done, _total: None)
         self._progress = 0, 0
         self._executor = ThreadPoolExecutor(threads, "tile-pool") if threads > 1 else None
         if self._executor is not None:
@@ -42,7 +43,7 @@ class TilePool:
     def advance(self, done: int, total: int) -> None:
         """Report that `done` of `total` frames are done; pulses repeat it until the next call."""
         self._progress = done, total
-        self._on_pulse(done, total)
+        self.on_pulse(done, total)
 
     def step(self, total: int, most: int) -> int:
         """The size of ranges, at most `most`, with which every thread gets the same number of them."""
@@ -58,7 +59,7 @@ class TilePool:
         if self._executor is None or total <= step:
             for start in range(0, total, step):
                 work(start, min(start + step, total))
-                self._on_pulse(*self._progress)
+                self.on_pulse(*self._progress)
             return
         starts = iter(range(0, total, step))
         lock, stopped = threading.Lock(), threading.Event()
@@ -78,7 +79,7 @@ class TilePool:
                 done, pending = wait(pending, timeout=PULSE_S, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                self._on_pulse(*self._progress)
+                self.on_pulse(*self._progress)
         finally:
             stopped.set()
             wait(running)

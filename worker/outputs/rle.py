@@ -130,10 +130,11 @@ class RunsSpool:
         return len(self._counts)
 
     def append(self, runs: Runs) -> None:
-        self._file.write(runs.starts.astype("<u4").tobytes() + runs.labels.astype("<u2").tobytes())
+        data = runs.starts.astype("<u4").tobytes() + runs.labels.astype("<u2").tobytes()
+        self._file.write(data)
         self._file.flush()
         self._counts.append(len(runs.labels))
-        self._offsets.append(self._file.tell())
+        self._offsets.append(self._offsets[-1] + len(data))
 
     def read(self, frame_index: int) -> Runs:
         offset, count = self._offsets[frame_index], self._counts[frame_index]

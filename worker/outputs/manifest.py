@@ -1,0 +1,92 @@
+"""The manifest of a result: everything needed to reproduce it, written when the result is complete."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from uvos.contract import (
+    Manifest,
+    ManifestLevel,
+    ManifestModel,
+    ManifestObject,
+    ManifestRound,
+    ManifestVideo,
+    level_name,
+)
+from worker.method.features import KeyFrames
+from worker.outputs.drawing import LevelMasks
+from worker.outputs.png import MAX_PALETTE_ID, color
+from worker.run import SegmentationRun
+from worker.video.decode import DecodedVideo
+
+VERSIONED = ("uvos", "torch", "timm", "av", "numpy")
+
+
+def write_manifest(
+    run: SegmentationRun,
+    video: DecodedVideo,
+    key_frames: KeyFrames,
+    levels: list[LevelMasks],
+    timings_s: dict[str, float],
+) -> Manifest:
+    """Write `manifest.json` and return it."""
+    model, info = run.model, video.info
+    size = run.frame_size.model_size(video.clip.video_size)
+    grid = model.backbone.grid(size)
+    manifest = Manifest(
+        job_id=run.job_id,
+        created_at=datetime.now(UTC),
+        video=ManifestVideo(name=run.video_name, pts_s=video.clip.pts_s.tolist(), **asdict(info)),
+        params=run.params.model_dump(mode="json"),
+        model=ManifestModel(
+            name=model.entry.name, weights=model.weights_source, sha256=model.sha256, version=model.version
+        ),
+        versions={package: version(package) for package in VERSIONED},
+        device=str(model.device),
+        dtype=model.dtype,
+        resolution=f"{size[0]}x{size[1]}",
+        grid=f"{grid.height}x{grid.width}",
+        key_frames=key_frames.indices,
+        timings_s=timings_s,
+        warnings=[*video.warnings, *key_frames.warnings, *_level_warnings(levels)],
+        sandbox=list(video.sandbox),
+        levels=[_level(run, level) for level in levels],
+    )
+    (run.out / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def _level_warnings(levels: list[LevelMasks]) -> list[str]:
+    counts = {level_name(level.assignment.level.tau): len(level.decision.objects) for level in levels}
+    return [
+        f"level {name} has {count} objects: its PNGs are 16-bit grey"
+        for name, count in counts.items()
+        if count > MAX_PALETTE_ID
+    ]
+
+
+def _level(run: SegmentationRun, level: LevelMasks) -> ManifestLevel:
+    clusters = level.assignment.level
+    return ManifestLevel(
+        tau=clusters.tau,
+        name=level_name(clusters.tau),
+        clusters=len(clusters.centroids),
+        objects=[
+            ManifestObject(color=color(video_object.id), **asdict(video_object))
+            for video_object in level.decision.objects
+        ],
+        background_clusters=level.decision.background_clusters,
+        rounds=[
+            ManifestRound(
+                centroids=int(clustering_round.parents.max()) + 1,
+                parents=clustering_round.parents.tolist() if number else [],
+            )
+            for number, clustering_round in enumerate(clusters.rounds)
+        ],
+        files=_files(run.out, run.level_folder(clusters.tau)),
+    )
+
+
+def _files(out: Path, folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(out)) for path in folder.rglob("*") if path.is_file())
