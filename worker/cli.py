@@ -26,6 +26,7 @@ from uvos.models import MODELS, find_model
 from uvos.options import parameter_options, parse_options
 from uvos.progress import CommandProgress
 from worker.evaluation import commands as evaluation
+from worker.models.commands import app as weights_app
 from worker.training import commands as training
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(evaluation.evaluate)
 app.add_typer(training.app, name="train")
+app.add_typer(weights_app, name="weights")
 app.command()(evaluation.score)
 console = Console(stderr=True)
 

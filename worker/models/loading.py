@@ -1,43 +1,36 @@
-"""A registry entry and a worker's settings -> a model ready to run; bare errors become expected failures here."""
+"""Load a model of the registry: find its weights, build the backbone, choose device and dtype."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 
-from uvos.contract import Clustering
+from uvos.contract import Affinity, Clustering
 from uvos.errors import WeightsInvalid, WeightsUnavailable
 from uvos.models import MODELS, ModelEntry
+from uvos.weights import HUB_FILE, LocalWeights, find_local_weights
 from worker.models.backbone import Backbone, create_vit
+from worker.models.fetching import convert_package_file, fetch_from_hub
 from worker.models.weights import BlockWeights, Preprocessing, UnusableWeights, Weights, fits, load_into, read_weights
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 PACKAGED = Path(__file__).parent
-SUFFIXES = (".safetensors", ".pth")  # of files in the weights folder, the one to prefer first
-HUB_FILE = "model.safetensors"
-HUB_TIMEOUT_S = 3.0  # to answer at all; the hub's own client would try for 23 s where there is no network
-# The hub's library has changed its HTTP client before: what its own error descends from covers the client's errors.
-HUB_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    *(error for error in HfHubHTTPError.__mro__ if issubclass(error, Exception) and error is not Exception),
-)
-PAPER_MODEL = "dino-vits8"  # what a block belongs to whose file does not say: none was ever released for another
+PAPER_MODEL = "dino-vits8"  # backbone of a block whose file names none: the only one with a released checkpoint
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, and what a manifest says of it.
+    """A model in memory and the facts that the manifest states.
 
     Attributes:
-        entry: Of the registry, with what the weights' own metadata changes in it.
-        weights_source: Where they came from: the package, a file (by name, clients read this), or the hub.
-        sha256: Of the file with the ViT.
-        version: Of the weights.
-        dtype: Of the ViT's layers, as "float32" or "bfloat16"; never "auto".
+        backbone: The ViT and its block.
+        entry: Registry entry, updated by the metadata of the weights.
+        weights_source: Origin of the weights: a package, a file (its name without folders), or the hub.
+        sha256: SHA-256 of the file with the ViT.
+        version: Version of the weights.
+        dtype: dtype of the ViT's linear layers: "float32" or "bfloat16".
     """
 
     backbone: Backbone
@@ -51,6 +44,10 @@ class LoadedModel:
     def device(self) -> torch.device:
         return self.backbone.device
 
+    def affinity(self, requested: Affinity) -> Affinity | None:
+        """What attention compares: the requested affinity, or None where a trained block gives queries and keys."""
+        return requested if self.backbone.block is None else None
+
 
 def load_model(
     entry: ModelEntry | None,
@@ -62,24 +59,21 @@ def load_model(
     dtype: Dtype = "auto",
     clustering: Clustering = Clustering.algorithm1,
 ) -> LoadedModel:
-    """Load a model: once, in the process that keeps it warm.
-
-    Weights are looked for in this order: `weights`; the package; `weights_dir/<name>.safetensors` or `.pth`; the
-    hub's cache; the hub. Other weights never take their place.
+    """Load a model; weights are searched in the order of `find_weights` and never replaced by others.
 
     Args:
-        entry: Of the registry; None to recognise it from `weights`.
-        weights: A file to use instead of the entry's own weights, in any format of `worker.models.weights`. One that
-            holds a block alone goes behind the entry's own weights.
-        weights_dir: Where weights lie that were fetched by hand.
-        allow_hub: Whether the hub may be asked.
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
-        dtype: "auto" is bfloat16 where the device multiplies it fast, but float32 for the released checkpoint and
-            for the windowed clustering, which amplify rounding.
-        clustering: What the tokens are for; decides "auto" alone.
+        entry: Registry entry; None to recognise the model from `weights`.
+        weights: A file to use instead of the entry's own weights, in any format of `worker.models.weights`. A file
+            with only a block is combined with the entry's own weights.
+        weights_dir: Folder of fetched weights.
+        allow_hub: Whether weights may be downloaded from the hub.
+        device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
+        dtype: "auto" is bfloat16 where the device computes it fast, but float32 for the released checkpoint and
+            for windowed clustering, which amplify rounding.
+        clustering: The clustering that will use the features; affects only the dtype "auto".
 
     Raises:
-        WeightsUnavailable: They are not here and the hub does not give them; names the file to fetch and its place.
+        WeightsUnavailable: There are no weights and none could be downloaded; names the ways to get them.
         WeightsInvalid: The file cannot be read or does not fit; names the tensors at fault.
     """
     try:
@@ -99,43 +93,74 @@ def load_model(
         entry=entry,
         weights_source=found.source,
         sha256=found.vit.sha256,
-        version=entry.version,
+        version=found.version,
         dtype=str(layers).removeprefix("torch."),
     )
 
 
-def find_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool) -> tuple[Path, str]:
-    """The file with a model's own weights, and its source in words; fetched from the hub where need be.
+@dataclass(frozen=True)
+class FoundWeights:
+    """A model's own weights on this machine.
+
+    Attributes:
+        path: The file.
+        source: Its origin as the manifest states it.
+        sha256: Expected SHA-256; None where the file may be any that fits, as in the weights folder.
+    """
+
+    path: Path
+    source: str
+    sha256: str | None = None
+
+
+def find_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool) -> FoundWeights:
+    """Find a model's own weights; download or convert them where necessary.
+
+    Order: this package; `weights_dir/<name>.safetensors` or `.pth`; an installed distribution with weights of the
+    model, converted into `weights_dir` once; the hub's cache; the hub.
 
     Raises:
-        WeightsUnavailable: There is none, or not within seconds.
+        WeightsUnavailable: There are none; names the ways to get them.
+        WeightsInvalid: A download or an installed file has another SHA-256 than the registry's.
     """
     if entry.is_packaged:
-        return PACKAGED / entry.weights, f"package: {entry.weights}"
-    for suffix in SUFFIXES:
-        if weights_dir is not None and (path := weights_dir / f"{entry.name}{suffix}").is_file():
-            return path, f"file: {path.name}"
-    cached = try_to_load_from_cache(entry.weights, HUB_FILE)
-    if isinstance(cached, str):
-        return Path(cached), f"hub: {entry.weights}"
+        return FoundWeights(PACKAGED / entry.weights, f"package: {entry.weights}", entry.sha256)
+    local = find_local_weights(entry, weights_dir)
+    if local is not None and local.source == "package" and weights_dir is not None:
+        local = LocalWeights(convert_package_file(entry, local.path, weights_dir), "file")
+    if local is not None and local.source == "file":
+        return FoundWeights(local.path, f"file: {local.path.name}")
+    if local is not None:
+        return FoundWeights(local.path, f"hub: {entry.weights}", entry.sha256)
     if not allow_hub:
-        raise _unavailable(entry, weights_dir, "the hub may not be asked")
-    return _fetch(entry, weights_dir), f"hub: {entry.weights}"
+        raise weights_unavailable(entry, weights_dir, "downloads from the hub are disabled (UVOS_ALLOW_HUB)")
+    try:
+        return FoundWeights(fetch_from_hub(entry), f"hub: {entry.weights}", entry.sha256)
+    except WeightsUnavailable as error:
+        raise weights_unavailable(entry, weights_dir, error.detail) from error
 
 
 def has_weights(entry: ModelEntry, weights_dir: Path | None) -> bool:
-    """Whether a model's weights are here, so that loading it asks no hub."""
-    try:
-        return find_weights(entry, weights_dir=weights_dir, allow_hub=False)[0].is_file()
-    except WeightsUnavailable:
-        return False
+    """Whether a model loads without a download."""
+    return entry.is_packaged or find_local_weights(entry, weights_dir) is not None
+
+
+def weights_unavailable(entry: ModelEntry, weights_dir: Path | None, reason: str) -> WeightsUnavailable:
+    """The error for missing weights: the reason and every way to get them."""
+    path = weights_dir / f"{entry.name}.safetensors" if weights_dir else f"<weights folder>/{entry.name}.safetensors"
+    gated = f" ({entry.licence}: accept it there first)" if entry.gated else ""
+    package = f", or run `uvos-worker weights fetch {entry.name} --from package`" if entry.package else ""
+    return WeightsUnavailable(
+        f"the weights of {entry.name} are not on this machine and {reason}; download {HUB_FILE} of {entry.weights} "
+        f"from the Hugging Face hub{gated} to {path}{package}"
+    )
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device that is meant; "auto" is CUDA where there is one.
+    """Resolve a device name; "auto" is CUDA where available.
 
     Raises:
-        ValueError: There is no such device here.
+        ValueError: This machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,31 +168,32 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {str(device)!r} here") from error
+        raise ValueError(f"this machine has no device {str(device)!r}") from error
     return chosen
 
 
 def choose_dtype(dtype: Dtype, *, device: torch.device, exact: bool) -> torch.dtype:
-    """The dtype that is meant; `exact` is for what amplifies rounding."""
+    """Resolve a dtype name; `exact` keeps "auto" at float32 for procedures that amplify rounding."""
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
     if exact:
         return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    # A CPU without tiles for it multiplies bfloat16 no faster, and some far slower.
+    # A CPU without AMX computes bfloat16 products no faster than float32, some CPUs far slower.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if capabilities.get("amx_bf16", False) else torch.float32
 
 
 @dataclass(frozen=True)
 class _Found:
-    """All that a model is made of, read but not yet put together."""
+    """Parts of a model before assembly."""
 
     entry: ModelEntry
     vit: Weights
     block: BlockWeights | None
     source: str
+    version: str
 
 
 def _find(entry: ModelEntry | None, weights: Path | None, *, weights_dir: Path | None, allow_hub: bool) -> _Found:
@@ -175,27 +201,29 @@ def _find(entry: ModelEntry | None, weights: Path | None, *, weights_dir: Path |
         if entry is None:
             raise ValueError("expected a registry entry, or weights to recognise it from")
         own, source = _own_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
-        return _Found(entry, own, own.block or _entry_block(entry, weights_dir), source)
+        version = entry.version if entry.is_packaged else own.metadata.get("version", entry.version)
+        return _Found(entry, own, own.block or _entry_block(entry, weights_dir), source, version)
     given = read_weights(weights)
-    entry = _entry_for(entry, given)
+    entry = _entry_of(entry, given)
     own, source = given, f"file: {weights.name}"
     if given.kind == "block":
         own, source = _own_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
         source = f"{source}, block: {weights.name}"
-    return _Found(_described_by(entry, given, own), own, given.block or _entry_block(entry, weights_dir), source)
+    entry = _described_by(entry, given, own)
+    return _Found(entry, own, given.block or _entry_block(entry, weights_dir), source, entry.version)
 
 
 def _own_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool) -> tuple[Weights, str]:
-    """A model's own weights and their source, checked against the registry where it knows them."""
-    path, source = find_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
-    weights = read_weights(path)
-    if entry.sha256 is not None and weights.sha256 != entry.sha256:
-        raise UnusableWeights(f"{path} is not the file of version {entry.version}: its sha256 is {weights.sha256}")
-    return weights, source
+    """A model's own weights and their source; the SHA-256 is checked where it is known."""
+    found = find_weights(entry, weights_dir=weights_dir, allow_hub=allow_hub)
+    weights = read_weights(found.path)
+    if found.sha256 is not None and weights.sha256 != found.sha256:
+        raise UnusableWeights(f"{found.path} has SHA-256 {weights.sha256}, expected {found.sha256}")
+    return weights, weights.metadata.get("source", found.source)
 
 
-def _entry_for(entry: ModelEntry | None, given: Weights) -> ModelEntry:
-    """The entry that a file of weights belongs to; it must be the one asked for, if any was."""
+def _entry_of(entry: ModelEntry | None, given: Weights) -> ModelEntry:
+    """The entry of the model that a file belongs to; an error if another one was requested."""
     found = _recognise(given, first=entry)
     if entry is None:
         if found is None:
@@ -207,7 +235,7 @@ def _entry_for(entry: ModelEntry | None, given: Weights) -> ModelEntry:
 
 
 def _recognise(given: Weights, *, first: ModelEntry | None) -> ModelEntry | None:
-    """The model that a file is for: by what it says of itself, else by names and shapes, `first` tried first."""
+    """The model of a file, from its metadata or its names and shapes; `first` is tried first."""
     if given.kind == "block":
         named = given.block.backbone if given.block is not None else None
         return MODELS.get(named) if named is not None else first or MODELS[PAPER_MODEL]
@@ -220,13 +248,13 @@ def _recognise(given: Weights, *, first: ModelEntry | None) -> ModelEntry | None
 
 
 def _shapes_of(entry: ModelEntry) -> torch.nn.Module:
-    """The model without memory for its weights: enough to compare names and shapes."""
+    """The model on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return create_vit(entry.timm_id, entry.timm_options)
 
 
 def _described_by(entry: ModelEntry, given: Weights, own: Weights) -> ModelEntry:
-    """The entry with what a file of weights changes in it."""
+    """The entry updated by a file of weights."""
     changes: dict[str, object] = {
         "version": given.metadata.get("version", f"file-{given.sha256[:12]}"),
         "weights": f"{given.kind} file",
@@ -238,37 +266,11 @@ def _described_by(entry: ModelEntry, given: Weights, own: Weights) -> ModelEntry
 
 
 def _entry_block(entry: ModelEntry, weights_dir: Path | None) -> BlockWeights | None:
-    """The trained block that the entry names, from the package or the weights folder."""
+    """The trained block named by the entry, from the package or the weights folder."""
     if entry.block is None:
         return None
     for folder in (PACKAGED, weights_dir):
         if folder is not None and (path := folder / entry.block).is_file():
             return read_weights(path).block
     place = weights_dir or "the weights folder"
-    raise WeightsUnavailable(f"{entry.name} needs its block {entry.block}: put it into {place}")
-
-
-def _fetch(entry: ModelEntry, weights_dir: Path | None) -> Path:
-    """Download a model's weights into the hub's cache."""
-    try:
-        # Asked once and briefly before the download, whose client would try for 23 s where there is no network.
-        get_hf_file_metadata(hf_hub_url(entry.weights, HUB_FILE), timeout=HUB_TIMEOUT_S)
-        return Path(hf_hub_download(entry.weights, HUB_FILE))
-    except HUB_ERRORS as error:
-        answer = getattr(error, "response", None)
-        if answer is not None and entry.gated and answer.status_code in (401, 403):
-            why = "the hub wants its licence accepted and a token (HF_TOKEN) first"
-        elif answer is not None:
-            why = f"the hub answered {answer.status_code}"
-        else:
-            why = f"the hub cannot be reached ({type(error).__name__})"
-        raise _unavailable(entry, weights_dir, why) from error
-
-
-def _unavailable(entry: ModelEntry, weights_dir: Path | None, why: str) -> WeightsUnavailable:
-    place = weights_dir / f"{entry.name}.safetensors" if weights_dir else f"<weights folder>/{entry.name}.safetensors"
-    gated = f" ({entry.licence}: accept it there first)" if entry.gated else ""
-    return WeightsUnavailable(
-        f"the weights of {entry.name} are not here and {why}; "
-        f"fetch {HUB_FILE} of {entry.weights} from the Hugging Face hub{gated} and put it at {place}"
-    )
+    raise WeightsUnavailable(f"{entry.name} needs its block {entry.block}: copy it to {place}")

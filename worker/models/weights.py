@@ -1,7 +1,7 @@
-"""Files in timm's, DINO's, the released code's and our own format -> state dicts.
+"""Read and write weights in timm's, DINO's, the released code's and this project's own format.
 
-What a file holds is recognised by its keys, never by its name. Nothing in a file is ever executed: pickles are
-read with `weights_only`.
+The format is recognised by the names of the tensors, never by the file name. No code in a file is executed: pickles
+are read with `weights_only=True`.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 Kind = Literal["timm", "released", "own", "block"]
 Positions = Literal["timm", "dino"]
 
-RELEASED_HEADS = 8  # of the released spatio-temporal block; its checkpoint does not say
-RELEASED_EPS = 1e-5  # of the block's norm1: PyTorch's default, while the ViT's norms have 1e-6
-RELEASED_MEAN = (0.43216, 0.394666, 0.37645)  # what the released code normalises with at inference
+RELEASED_HEADS = 8  # of the released spatio-temporal block; its checkpoint does not state it
+RELEASED_EPS = 1e-5  # of the block's norm1 (PyTorch's default); the norms of the ViT have 1e-6
+RELEASED_MEAN = (0.43216, 0.394666, 0.37645)  # normalisation of the released code at inference
 RELEASED_STD = (0.22803, 0.22145, 0.216989)
 
 WRAPPERS = ("model_state_dict", "teacher", "student", "state_dict", "model_ema", "model")
-"""Entries under which training scripts keep the weights, the one to prefer first."""
+"""Keys under which training scripts store the weights, in order of preference."""
 HEADS = ("head.", "fc.", "fc_norm.", "projectors.", "local_cls_norm.", "dino_head.", "ibot_head.")
-"""Parts that a checkpoint may have and that give no tokens."""
+"""Parts of a checkpoint that do not contribute to the tokens."""
 
 
 class UnusableWeights(ValueError):
@@ -39,14 +39,14 @@ class UnusableWeights(ValueError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What weights expect of the frames before the first layer; it belongs to weights, not to an architecture.
+    """Normalisation and position embeddings that weights were trained with.
 
     Attributes:
-        mean: Of RGB in [0, 1], subtracted.
-        std: Likewise, divided by.
-        positions: How position embeddings are brought to a grid: "timm" as timm does (antialiased, to the exact
-            size), "dino" as DINO's and the released code do (bicubic by factors ((h + 0.1) / side, (w + 0.1) / side),
-            not antialiased). Taking one for the other changes a fifth of the labels.
+        mean: Mean of the normalisation, RGB in [0, 1].
+        std: Standard deviation of the normalisation.
+        positions: Interpolation of position embeddings: "timm" as timm (antialiased, to the exact size), "dino" as
+            DINO and the released code (bicubic by factors ((h + 0.1) / side, (w + 0.1) / side), not antialiased).
+            Confusing the two changes a fifth of the labels.
     """
 
     mean: tuple[float, float, float]
@@ -56,16 +56,16 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """What segmenting needs of a spatio-temporal block: its first norm, and its q and k.
+    """Parameters of a spatio-temporal block that segmentation needs: its first norm and its q and k projections.
 
     Attributes:
         norm_weight: Shape (D,).
         norm_bias: Shape (D,).
         qk: Rows of q, then rows of k, shape (2 * D', D); no bias.
-        heads: D' is heads times head dimension.
-        eps: Of the norm.
-        preprocessing: What it was trained behind, where that differs from the backbone's own.
-        backbone: The registry name of the backbone it was trained on, where known.
+        heads: Number of heads; D' is heads times head dimension.
+        eps: Epsilon of the norm.
+        preprocessing: Preprocessing of its training, where it differs from the backbone's own.
+        backbone: Registry name of its backbone, where known.
     """
 
     norm_weight: Tensor
@@ -81,22 +81,22 @@ class BlockWeights:
         if self.norm_bias.shape != (dim,) or self.qk.ndim != 2 or self.qk.shape[1] != dim:
             shapes = f"{tuple(self.norm_weight.shape)}, {tuple(self.norm_bias.shape)}, {tuple(self.qk.shape)}"
             raise UnusableWeights(
-                f"a block's norm weight, norm bias and q, k have shapes (D), (D), (2D, D), got {shapes}"
+                f"norm weight, norm bias and q, k of a block must have shapes (D), (D), (2D', D), got {shapes}"
             )
         if self.qk.shape[0] % (2 * self.heads):
-            raise UnusableWeights(f"{self.qk.shape[0] // 2} rows of q cannot be cut into {self.heads} heads")
+            raise UnusableWeights(f"{self.qk.shape[0] // 2} rows of q cannot be divided into {self.heads} heads")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds.
+    """Content of a file of weights.
 
     Attributes:
-        kind: "timm" (also DINO's own files, whose names are timm's), "released", "own", or "block" alone.
-        vit: Tensors by their name in the ViT, prefixes taken off; empty for a block alone.
-        block: A spatio-temporal block, where there is one.
-        metadata: What a file of our own says of itself.
-        sha256: Of the file.
+        kind: "timm" (also DINO's own files, whose names are the same), "released", "own", or "block" alone.
+        vit: Tensors by their name in the ViT, prefixes removed; empty for a block alone.
+        block: The spatio-temporal block, where there is one.
+        metadata: Metadata of a file in this project's format.
+        sha256: SHA-256 of the file.
     """
 
     kind: Kind
@@ -107,10 +107,10 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a file of weights, whatever its format.
+    """Read a file of weights in any supported format.
 
     Raises:
-        UnusableWeights: It is not there, is damaged, or holds no weights of a ViT or a block.
+        UnusableWeights: The file is missing or damaged, or holds no weights of a ViT or a block.
     """
     try:
         sha256 = file_sha256(path)
@@ -123,15 +123,17 @@ def read_weights(path: Path) -> Weights:
         tensors = _tensors(_read_pickle(path), path)
     kind, vit, block = _recognised(tensors, metadata)
     if kind != "block" and "patch_embed.proj.weight" not in vit:
-        some = ", ".join(list(tensors)[:3]) or "nothing"
-        raise UnusableWeights(f"{path} holds no weights of a ViT: no patch_embed.proj.weight, but {some}")
+        first_names = ", ".join(list(tensors)[:3]) or "no tensors"
+        raise UnusableWeights(
+            f"{path} holds no weights of a ViT: patch_embed.proj.weight is missing; found {first_names}"
+        )
     return Weights(kind, vit, block, metadata, sha256)
 
 
 def load_into(vit: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load weights into a timm ViT, all of them or none.
 
-    Names of DINOv2's and DINOv3's own files are brought to timm's. Nothing is resampled to fit: a wrong shape
+    Tensor names of DINOv2's and DINOv3's own files are translated to timm's. Nothing is resampled: another shape
     means another model.
 
     Raises:
@@ -148,7 +150,7 @@ def load_into(vit: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fits(vit: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether weights have the names and shapes of a timm ViT, which may lie on the meta device."""
+    """Whether weights have the names and shapes of a timm ViT, which may be on the meta device."""
     try:
         return not _misfits(vit.state_dict(), _timm_names(state, vit))
     except UnusableWeights:
@@ -156,10 +158,9 @@ def fits(vit: nn.Module, state: Mapping[str, Tensor]) -> bool:
 
 
 def export_block(checkpoint: Path, out: Path) -> None:
-    """Write the spatio-temporal block of a checkpoint as a small file of its own (0.6 MB for ViT-S, fp16).
+    """Write the spatio-temporal block of a checkpoint to a file of its own (0.6 MB for ViT-S, fp16).
 
-    Together with the backbone it was trained on, the file is the paper's model. It keeps how frames were
-    normalised and positions resampled, without which its labels differ.
+    The file includes normalisation and position interpolation, without which its labels differ.
 
     Raises:
         UnusableWeights: The checkpoint holds no block.
@@ -171,15 +172,24 @@ def export_block(checkpoint: Path, out: Path) -> None:
 
 
 def write_block(out: Path, block: BlockWeights, **metadata: str) -> None:
-    """Write a block as safetensors in fp16; `metadata` goes into the file's head."""
+    """Write a block as safetensors in fp16, with `metadata` in the file's header."""
     head = {"format": "uvos-block", **_block_head(block), **metadata}
     safetensors.torch.save_file(_block_tensors(block), out, metadata=head)
 
 
-def write_backbone(out: Path, vit: nn.Module, *, model: str, version: str, block: BlockWeights | None = None) -> None:
-    """Write the weights of a model of the registry as safetensors in fp16, with its block where it has one."""
-    tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in vit.state_dict().items()}
-    head = {"format": "uvos-backbone", "model": model, "version": version}
+def write_backbone(
+    out: Path,
+    vit: nn.Module,
+    *,
+    model: str,
+    version: str,
+    block: BlockWeights | None = None,
+    dtype: torch.dtype = torch.float16,
+    **metadata: str,
+) -> None:
+    """Write the weights of a model of the registry as safetensors, with its block where it has one."""
+    tensors = {name: tensor.detach().to(dtype).contiguous().cpu() for name, tensor in vit.state_dict().items()}
+    head = {"format": "uvos-backbone", "model": model, "version": version, **metadata}
     if block is not None:
         tensors |= {f"block.{name}": tensor for name, tensor in _block_tensors(block).items()}
         head |= _block_head(block)
@@ -193,7 +203,7 @@ def file_sha256(path: Path) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes of length, then a JSON object."""
+    """Whether a file starts like safetensors: eight bytes of length, then a JSON object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -208,20 +218,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # DINO's full checkpoints keep their command line as a Namespace: a plain bag of attributes.
+        # DINO's full checkpoints contain their command line as a Namespace, a plain container of attributes.
         safe = torch.serialization.safe_globals([argparse.Namespace])
-        # Opened here, since by path torch would go by the name's ending.
+        # Opened here: given a path, torch decides by the file name.
         with path.open("rb") as file, warnings.catch_warnings(), safe:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # old files; they load or they fail
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UnusableWeights(f"{path} is no file of weights, or one that would have to run code to be read") from error
-    except Exception as error:  # bytes that are no pickle make the reader raise nearly anything
-        raise UnusableWeights(f"{path} is damaged, or no file of weights ({type(error).__name__})") from error
+        raise UnusableWeights(f"{path} is not a file of weights, or reading it would execute code") from error
+    except Exception as error:  # on other bytes the reader raises nearly any exception
+        raise UnusableWeights(f"{path} is damaged, or not a file of weights ({type(error).__name__})") from error
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of whatever a training script wrapped them in."""
+    """The tensors of a checkpoint, without the dictionaries that training scripts wrap them in."""
     while isinstance(content, Mapping):
         wrapped = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
         if not wrapped:
@@ -235,7 +245,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
 def _recognised(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> tuple[Kind, dict[str, Tensor], BlockWeights | None]:
-    """What tensors are, by what a file says of itself or by their names."""
+    """The format of a file from its metadata or tensor names, with the tensors of ViT and block."""
     own_format = metadata.get("format")
     if own_format == "uvos-block":
         return "block", {}, _own_block(tensors, metadata)
@@ -251,25 +261,25 @@ def _recognised(
 
 
 def _vit(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ViT of a timm or DINO state dict, bare of what data-parallel training and DINO's wrapper put before names."""
+    """The ViT of a timm or DINO state dict, without the prefixes of data-parallel training and DINO's wrapper."""
     for prefix in ("module.", "_orig_mod.", "teacher.", "student.", "backbone.", "encoder."):
         tensors = _without_prefix(tensors, prefix)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS) and name != "mask_token"}
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Only the names under a prefix, without it; all of them where none has it."""
+    """Tensors with the prefix, which is removed; all tensors where none has it."""
     if not any(name.startswith(prefix) for name in tensors):
         return dict(tensors)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _timm_names(state: Mapping[str, Tensor], vit: nn.Module) -> dict[str, Tensor]:
-    """Bring the names and layouts of DINOv2's and DINOv3's own files to those of timm."""
+    """Translate names and layouts of DINOv2's and DINOv3's own files to those of timm."""
     renamed = {}
     for name, tensor in state.items():
         if name.startswith("rope") or name.endswith((".bias_mask", ".periods")):
-            continue  # fixed, and computed by timm
+            continue  # constants that timm computes
         if name in ("register_tokens", "storage_tokens"):
             name = "reg_token"
         renamed[name] = tensor
@@ -281,7 +291,7 @@ def _timm_names(state: Mapping[str, Tensor], vit: nn.Module) -> dict[str, Tensor
         for name in [name for name in renamed if name.endswith("attn.qkv.bias") and name not in wanted]:
             query, _, value = renamed[name].chunk(3)
             if query.any() or value.any():
-                raise UnusableWeights(f"{name} is not zero, which timm's architecture of this name does not have")
+                raise UnusableWeights(f"{name} is not zero, but timm's architecture has no such bias")
             del renamed[name]
     positions = renamed.get("pos_embed")
     if "register_tokens" in state and positions is not None and getattr(vit, "no_embed_class", False):
@@ -292,7 +302,7 @@ def _timm_names(state: Mapping[str, Tensor], vit: nn.Module) -> dict[str, Tensor
 
 
 def _misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """What keeps a state dict from being loaded: empty where it fits."""
+    """Reasons why a state dict cannot be loaded, with tensor names; empty where it fits."""
     shapes = [
         f"{name} {_shape(state[name])} instead of {_shape(tensor)}"
         for name, tensor in wanted.items()
@@ -334,7 +344,7 @@ def _own_block(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Bl
             backbone=metadata.get("backbone"),
         )
     except KeyError as error:
-        raise UnusableWeights(f"a block without {error.args[0]}") from error
+        raise UnusableWeights(f"the block has no {error.args[0]}") from error
 
 
 def _block_tensors(block: BlockWeights) -> dict[str, Tensor]:

@@ -1,9 +1,7 @@
 """A model is loaded from where it should come, or the failure says what to do; no other weights take its place."""
 
-import http.server
 import shutil
 import socket
-import threading
 import time
 from pathlib import Path
 
@@ -11,10 +9,11 @@ import pytest
 import torch
 
 from tests.worker.models import checkpoints
+from tests.worker.models.hub import point_hub_at
 from uvos.contract import Clustering
 from uvos.errors import WeightsInvalid, WeightsUnavailable
 from uvos.models import MODELS
-from worker.models import loading
+from worker.models import fetching, loading
 from worker.models.backbone import create_vit
 from worker.models.loading import choose_device, choose_dtype, has_weights, load_model
 from worker.models.weights import Preprocessing, export_block, file_sha256, write_backbone
@@ -40,16 +39,6 @@ def no_hub(monkeypatch, tmp_path):
     point_hub_at(monkeypatch, "http://hub.invalid", tmp_path)
 
 
-def point_hub_at(monkeypatch, address: str, cache: Path) -> None:
-    import huggingface_hub.constants as constants
-    import huggingface_hub.file_download as file_download
-
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    assert file_download.constants is constants
-
-
 @pytest.mark.usefixtures("no_hub")
 def test_the_packaged_model_needs_nothing_else():
     loaded = load_model(MODELS["tiny"], allow_hub=False, device="cpu")
@@ -67,7 +56,7 @@ def test_a_packaged_file_that_was_changed_is_refused(monkeypatch, tmp_path):
         tmp_path / entry.weights, create_vit(entry.timm_id, entry.timm_options), model="tiny", version=entry.version
     )
     monkeypatch.setattr(loading, "PACKAGED", tmp_path)
-    with pytest.raises(WeightsInvalid, match="sha256"):
+    with pytest.raises(WeightsInvalid, match="SHA-256"):
         load_model(entry, device="cpu")
 
 
@@ -120,68 +109,11 @@ def test_a_host_without_network_fails_within_seconds(tmp_path):
 def test_a_hub_that_does_not_answer_fails_within_seconds(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         point_hub_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
-        monkeypatch.setattr(loading, "HUB_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(fetching, "HUB_TIMEOUT_S", 0.3)
         begin = time.monotonic()
         with pytest.raises(WeightsUnavailable, match="cannot be reached"):
             load_model(MODELS["dino-vits8"], device="cpu")
         assert time.monotonic() - begin < 10
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers for one file, as the hub does, or refuses."""
-
-    status = 200
-    content = b""
-
-    def do_HEAD(self) -> None:
-        self.send_response(self.status)
-        self.send_header("ETag", '"0123456789abcdef"')
-        self.send_header("X-Repo-Commit", "c" * 40)
-        self.send_header("Content-Length", str(len(self.content)))
-        if self.status != 200:
-            self.send_header("X-Error-Code", "GatedRepo" if self.status in (401, 403) else "")
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.do_HEAD()
-        self.wfile.write(self.content)
-
-    def log_message(self, *_args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHub", (Hub,), {}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    point_hub_at(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "cache")
-    yield server.RequestHandlerClass
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_the_hub_is_asked_once_and_its_cache_from_then_on(hub, tmp_path):
-    entry = MODELS["tiny"].model_copy(update={"name": "tiny-on-hub", "weights": "timm/tiny-on-hub", "sha256": None})
-    vit = create_vit(entry.timm_id, entry.timm_options)
-    write_backbone(tmp_path / "file", vit, model="tiny-on-hub", version="1")
-    hub.content = (tmp_path / "file").read_bytes()
-    first = load_model(entry, device="cpu")
-    assert first.weights_source == "hub: timm/tiny-on-hub"
-    assert first.sha256 == file_sha256(tmp_path / "file")
-
-    hub.status = 500
-    assert load_model(entry, allow_hub=False, device="cpu").sha256 == first.sha256
-
-
-@pytest.mark.parametrize(
-    ("status", "why"), [(403, "licence accepted"), (401, "licence accepted"), (503, "answered 503")]
-)
-def test_a_hub_that_refuses_is_quoted(hub, tmp_path, status, why):
-    hub.status = status
-    with pytest.raises(WeightsUnavailable, match=why):
-        load_model(MODELS["dinov3-vits16"], weights_dir=tmp_path, device="cpu")
 
 
 def test_a_released_checkpoint_brings_its_block_its_preprocessing_and_float32(folder):
