@@ -1,4 +1,4 @@
-# The HTTP front end: no torch, no av.
+# HTTP front end, without torch and av.
 FROM python:3.11-slim-bookworm
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python3 -m venv /opt/uvos && useradd --system --uid 10001 --home-dir /data uvos && install -d -o uvos /data

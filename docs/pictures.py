@@ -1,7 +1,7 @@
-"""Makes the pictures of docs/parameters.md from the sample clip, and those of docs/models/tiny.md from real ones.
+"""Draw the pictures of docs/parameters.md from the sample clip, and those of docs/models/tiny.md from DAVIS-16.
 
-`python -m docs.pictures [DAVIS16]`; with the folder of DAVIS-16 also the masks of three of its sequences. Their
-frames are not free to redistribute, so the pictures show masks alone; `--format overlay` shows both at home.
+`python -m docs.pictures [DAVIS16]`: with the folder of DAVIS-16, also the masks of three sequences. The frames may not
+be redistributed, so those pictures show masks only.
 """
 
 import json
@@ -51,30 +51,30 @@ def main() -> None:
 
 
 def _labels(options: list[str]) -> NDArray[np.uint16]:
-    """The label map of one frame of the sample, by the packaged model."""
+    """Label map of one frame of the sample, with the packaged model."""
     return _segmented(SAMPLE, ["--end", str(SECONDS), *options], [FRAME])[0]
 
 
 def _real(sequence: Path) -> NDArray[np.uint8]:
-    """The masks of some frames of a sequence, side by side."""
-    found = _segmented(sequence, [], REAL_FRAMES)
+    """Masks of selected frames of a sequence, side by side."""
+    label_maps = _segmented(sequence, [], REAL_FRAMES)
     titles = [f"{sequence.name}, frame {frame}" for frame in REAL_FRAMES]
-    cells = [_cell(palette()[labels], title) for labels, title in zip(found, titles, strict=True)]
+    cells = [_cell(palette()[labels], title) for labels, title in zip(label_maps, titles, strict=True)]
     return np.concatenate(cells, axis=1)
 
 
 def _segmented(source: Path, options: list[str], frames: Sequence[int]) -> list[NDArray[np.uint16]]:
-    """Label maps of some frames, by the packaged model."""
+    """Label maps of selected frames, with the packaged model."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "worker.cli", "segment", str(source), "--out", str(out), "--format", "png"]
+        command = [sys.executable, "-m", "worker.cli", "segment", str(source), "--model", "tiny", "--out", str(out)]
         subprocess.run([*command, *options], check=True, cwd=ROOT)
         masks = out / "levels" / json.loads((out / "manifest.json").read_text())["levels"][0]["name"] / "masks"
         return [np.asarray(Image.open(masks / f"{frame:05d}.png"), np.uint16) for frame in frames]
 
 
 def _cell(picture: NDArray[np.uint8], title: str) -> NDArray[np.uint8]:
-    """A picture at the pictures' width, with a title."""
+    """A picture scaled to `WIDTH`, with a title."""
     height = round(WIDTH * picture.shape[0] / picture.shape[1])
     image = Image.fromarray(picture).resize((WIDTH, height), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/limits-and-errors.md from the code: `python -m docs.reference`. A test holds them equal."""
+"""Generate the tables of docs/limits-and-errors.md: `python -m docs.reference`. A test compares them with the code."""
 
 from pathlib import Path
 
@@ -9,23 +9,25 @@ PAGE = Path(__file__).with_name("limits-and-errors.md")
 
 
 def problems() -> list[str]:
-    """A row for each type of problem."""
-    rows = [f"| `{kind.type()}` | {kind.status} | {kind.title} | {kind.remedy} |" for kind in PROBLEM_TYPES.values()]
-    return ["| type | status | what it says | what helps |", "| --- | --- | --- | --- |", *rows]
+    """Table of the problem types."""
+    rows = [
+        f"| `{error.type()}` | {error.status} | {error.title} | {error.remedy} |" for error in PROBLEM_TYPES.values()
+    ]
+    return ["| type | status | title | remedy |", "| --- | --- | --- | --- |", *rows]
 
 
 def settings() -> list[str]:
-    """A row for each setting."""
+    """Table of the settings."""
     rows = []
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`" if field.default != [] else ""
-        about = " ".join((field.description or "").split()).replace("|", "\\|")
-        rows.append(f"| `UVOS_{name.upper()}` | {default} | {about} |")
-    return ["| variable | default | what it is |", "| --- | --- | --- |", *rows]
+        default = "" if field.default is None or field.default == [] else f"`{field.default}`"
+        description = " ".join((field.description or "").split()).replace("|", "\\|")
+        rows.append(f"| `UVOS_{name.upper()}` | {default} | {description} |")
+    return ["| variable | default | description |", "| --- | --- | --- |", *rows]
 
 
 def filled(text: str) -> str:
-    """The page with its tables as the code has them now."""
+    """The page with its tables generated from the code."""
     for name, rows in {"problems": problems(), "settings": settings()}.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

@@ -1,4 +1,4 @@
-"""`make demo`: start the whole service, send it the sample clip as any client would, look at what comes back, stop."""
+"""`make demo`: start the service, segment the sample clip over HTTP, save and summarise the result, stop."""
 
 import shutil
 import signal
@@ -15,11 +15,11 @@ import httpx
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from service.batch import describe
-from uvos.client import Client
+from uvos import Client
 from uvos.contract import JobView, Manifest, Status
+from uvos.progress import CommandProgress
 from worker.outputs.overlay import strip
 
 SAMPLE = Path(__file__).parent / "sample.mp4"
@@ -30,10 +30,10 @@ console = Console()
 
 
 def main() -> int:
-    """Run the demo; the exit status."""
+    """Run the demo and return the exit status."""
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    began = time.monotonic()
+    started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uvos-demo-") as data, (OUT / "service.log").open("wb") as log:
         port = free_port()
         service = subprocess.Popen(
@@ -48,23 +48,21 @@ def main() -> int:
     if job.error is not None:
         console.print(f"[red]the job failed:[/] {job.error.detail}")
         return 1
-    tell(time.monotonic() - began)
+    print_summary(time.monotonic() - started_at)
     return 0
 
 
 def run(client: Client, service: "subprocess.Popen[bytes]") -> JobView:
     """Send the sample and save its result."""
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn(), console=console
-    ) as bar:
-        task = bar.add_task("starting queue, API, worker", total=1.0)
+    with CommandProgress(console=console) as progress:
+        progress.update("demo", 0.0, 1.0, detail="starting queue, API and worker")
         wait_until_ready(client, service)
 
         def show(job: JobView) -> None:
-            bar.update(task, completed=job.fraction, description=describe(job))
+            progress.update("demo", job.fraction, 1.0, detail=describe(job))
 
         job = client.wait(client.submit(SAMPLE, format=["png", "rle", "overlay"]), on_change=show)
-        bar.update(task, completed=1.0, description=job.status.value)
+        progress.update("demo", 1.0, 1.0, detail=job.status.value)
         if job.status == Status.succeeded:
             for path in client.download_all(job, OUT):
                 if path.suffix == ".zip":
@@ -74,22 +72,22 @@ def run(client: Client, service: "subprocess.Popen[bytes]") -> JobView:
 
 
 def wait_until_ready(client: Client, service: "subprocess.Popen[bytes]") -> None:
-    """Wait until the service has a worker with a model."""
+    """Wait until a worker has loaded its model."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if service.poll() is not None:
-            raise SystemExit(f"the service did not start; its log is {OUT / 'service.log'}")
+            raise SystemExit(f"the service did not start; see {OUT / 'service.log'}")
         try:
             if client.is_ready():
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
-    raise SystemExit(f"the service was not ready within {START_TIMEOUT_S:g} s; its log is {OUT / 'service.log'}")
+    raise SystemExit(f"the service was not ready within {START_TIMEOUT_S:g} s; see {OUT / 'service.log'}")
 
 
-def tell(seconds: float) -> None:
-    """Draw the strip, and say what was done and where it is."""
+def print_summary(seconds: float) -> None:
+    """Draw the strip and print objects, times and output files."""
     manifest = Manifest.model_validate_json((OUT / "manifest.json").read_bytes())
     level = manifest.levels[0]
     folder = OUT / "levels" / level.name
@@ -105,21 +103,21 @@ def tell(seconds: float) -> None:
         f"(version {manifest.model.version}) on {manifest.device} in {manifest.timings_s['total']:.1f} s; "
         f"the whole demo took {seconds:.0f} s."
     )
-    for seen in level.objects:
-        swatch = f"[on {seen.color}]  [/]"
+    for item in level.objects:
+        swatch = f"[on {item.color}]  [/]"
         console.print(
-            f"  {swatch} object {seen.id}: {seen.area:.1%} of the frame, frames {seen.first_frame} to {seen.last_frame}"
+            f"  {swatch} object {item.id}: {item.area:.1%} of the frame, frames {item.first_frame} to {item.last_frame}"
         )
-    console.print("\nLook at:")
-    for path, what in (
+    console.print("\nOutput files:")
+    for path, description in (
         (OUT / "strip.png", "frames with coloured masks"),
         (folder / "overlay.mp4", "the video with coloured masks"),
-        (folder / "masks", "a palette PNG for every frame"),
-        (folder / "rle.json", "the same masks as COCO run lengths"),
-        (OUT / "manifest.json", "what was done, with what"),
+        (folder / "masks", "one palette PNG per frame"),
+        (folder / "rle.json", "the same masks as COCO RLE"),
+        (OUT / "manifest.json", "parameters, model, objects, timings"),
     ):
-        console.print(f"  {path!s:<28} {what}", highlight=False)
-    console.print("\nEverything that was started has been stopped. `make up` leaves it running.")
+        console.print(f"  {path!s:<28} {description}", highlight=False)
+    console.print("\nThe service has been stopped. `make up` starts it and keeps it running.")
 
 
 def free_port() -> int:

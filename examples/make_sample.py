@@ -1,10 +1,10 @@
-"""Draws the sample clip: a pond from above, two koi, a lily pad and a rubber duck, while the camera drifts.
+"""Draw the sample clip: a pond from above with two koi, a lily pad and a rubber duck, under a drifting camera.
 
     python -m examples.make_sample [--out examples/sample.mp4] [--masks DIR]
 
-Two seconds, 854x480, the same bytes of pixels every time (NumPy and OpenCV, seeded). The orange koi swims under the
-lily pad and comes out again, the dark one enters and hurries away, the pad and the duck float. `--masks` also writes
-the exact masks as palette PNGs, in the order pad, duck, orange koi, dark koi, so that a result can be scored.
+Two seconds at 854x480, deterministic (NumPy and OpenCV, seeded). The orange koi swims under the lily pad and reappears,
+the dark koi enters and leaves quickly, the pad and the duck float. `--masks` also writes the ground-truth masks as
+palette PNGs, in the order pad, duck, orange koi, dark koi, for scoring a result.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from scipy.spatial import cKDTree
 from worker.outputs.png import write_png
 
 WIDTH, HEIGHT, FRAMES, FPS = 854, 480, 48, 24
-SCALE = 2  # drawn larger and averaged: edges come out smooth
+SCALE = 2  # supersampling factor, for smooth edges
 SEED = 11
-MARGIN = 160  # ground beyond the frame, for the camera to move over
+MARGIN = 160  # pond floor beyond the frame, for the camera to move over
 LIGHT = np.array([-0.45, -0.6, 0.66])  # from the upper left, towards the viewer
 
 Image = NDArray[np.float32]
@@ -33,7 +33,7 @@ Path2D = Callable[[float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Window:
-    """The part of the enlarged frame that something lies in, and its pixels' centres in pixels of the frame."""
+    """A region of the supersampled frame, and the centres of its pixels in frame pixels."""
 
     rows: slice
     columns: slice
@@ -42,7 +42,7 @@ class Window:
 
     @staticmethod
     def around(points: NDArray[np.float64], reach: float) -> "Window":
-        """What is within `reach` of points (n, 2), (x, y), in pixels of the frame; one pixel at least."""
+        """The region within `reach` of points (n, 2), (x, y), in frame pixels; at least one pixel."""
         limit = np.array([WIDTH * SCALE, HEIGHT * SCALE])
         low = np.clip((points.min(0) - reach) * SCALE, 0, limit - 1).astype(int)
         high = np.maximum(np.clip((points.max(0) + reach) * SCALE, 0, limit).astype(int), low + 1)
@@ -52,13 +52,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Sprite:
-    """Something drawn.
+    """A drawn object.
 
     Attributes:
-        window: Where.
+        window: Region that it covers.
         color: RGB in [0, 1], shape (h, w, 3).
-        alpha: How much it covers, in [0, 1], shape (h, w).
-        depth: How far it is above the ground, pixels: its shadow falls as far away.
+        alpha: Opacity in [0, 1], shape (h, w).
+        depth: Height above the floor in pixels, which is also the distance of its shadow.
     """
 
     window: Window
@@ -107,7 +107,7 @@ def domed(height: Image, gloss: float = 0.35) -> tuple[Image, Image]:
     return diffuse.astype(np.float32), (gloss * np.clip(normal @ half, 0, 1) ** 40).astype(np.float32)
 
 
-# --- the ground
+# --- the pond floor
 
 
 def pebbles(random: np.random.Generator) -> Image:
@@ -121,7 +121,7 @@ def pebbles(random: np.random.Generator) -> Image:
     points = random.uniform(0.12, 0.88, (rows, columns, 2)).astype(np.float32)
     tones = random.uniform(size=(rows, columns)).astype(np.float32)
     first, second, tone = (np.full((height, width), np.inf, np.float32) for _ in range(3))
-    for top in range(0, height, 32):  # a few rows at a time stay in the processor's cache
+    for top in range(0, height, 32):  # blocks of rows fit in the CPU cache
         band = np.s_[top : top + 32]
         row, column = (y[band] // cell + 2).astype(int), (x[band] // cell + 2).astype(int)
         row, column = np.clip(row, 1, rows - 2), np.clip(column, 1, columns - 2)
@@ -148,7 +148,7 @@ def pebbles(random: np.random.Generator) -> Image:
 
 
 class Caustics:
-    """The net of light that waves throw on the ground; it wanders."""
+    """Caustics of the waves on the floor, which drift over time."""
 
     def __init__(self, random: np.random.Generator) -> None:
         shape = (HEIGHT * SCALE // 2, WIDTH * SCALE // 2)
@@ -166,11 +166,11 @@ class Caustics:
         return cv2.resize(net, (width * 2, height * 2), interpolation=cv2.INTER_LINEAR)
 
 
-# --- what moves
+# --- moving objects
 
 
 def seen_from(x: float, y: float, angle: float, size: float, reach: float) -> tuple[Window, Image, Image]:
-    """What lies around a body, and where: u ahead along `angle`, v to its right, in its own units."""
+    """The window around a body, and its body coordinates: u forward along `angle`, v to the right, in body units."""
     window = Window.around(np.array([[x, y]]), reach * size)
     dx, dy = (window.x - x) / size, (window.y - y) / size
     c, s = np.cos(angle), np.sin(angle)
@@ -191,7 +191,7 @@ def lily_pad(x: float, y: float, angle: float) -> Sprite:
     light, shine = domed((6 * np.sqrt(np.clip(1 - (radius / 92) ** 2, 0, 1)) * SCALE).astype(np.float32))
     color = color * (0.6 + 0.62 * light)[..., None] + 0.4 * shine[..., None]
 
-    # The flower: three rings of petals over one another, each with a shadow on the ring below.
+    # Flower: three stacked rings of petals, each with a shadow on the ring below.
     fu, fv = u + 22, v - 6
     for ring, (count, length, width, tone) in enumerate(
         [(9, 46, 12, "e86f9d"), (8, 36, 10.5, "f492b6"), (6, 24, 8.5, "fbc3d6")]
@@ -251,7 +251,7 @@ def duck(x: float, y: float, angle: float) -> Sprite:
 
 @dataclass(frozen=True)
 class Coat:
-    """A koi's colours: a ground, patches on it, and the fins."""
+    """Colours of a koi: body, patches, fins."""
 
     base: str
     patch: str
@@ -261,7 +261,7 @@ class Coat:
 
 
 def koi(path: Path2D, head: float, beat: float, length: float, coat: Coat) -> Sprite:
-    """A fish whose spine lies along a path and swings more towards the tail.
+    """A fish whose spine follows a path and swings increasingly towards the tail.
 
     Args:
         path: Frame pixels (x, y) after so many pixels swum.
@@ -278,7 +278,7 @@ def koi(path: Path2D, head: float, beat: float, length: float, coat: Coat) -> Sp
     swing = length * (0.012 + 0.085 * np.clip(s - 0.2, 0, 2) ** 1.5) * np.sin(beat - 5.2 * s)
     spine = spine + across * swing[:, None]
 
-    # The nearest place on the spine of each pixel near the fish: `t` from head to tail, `d` to its right.
+    # Nearest point of the spine for each pixel near the fish: `t` from head to tail, `d` to the right.
     window = Window.around(spine, 0.34 * length)
     x, y = window.x, window.y
     nearest = cKDTree(spine).query(np.stack([x, y], -1))[1]
@@ -339,7 +339,7 @@ def koi(path: Path2D, head: float, beat: float, length: float, coat: Coat) -> Sp
 
 
 def curve(points: list[tuple[float, float]]) -> Path2D:
-    """A smooth path through points, by distance from the first; straight on beyond its ends."""
+    """A smooth path through points, parametrised by arc length; extrapolated as straight lines."""
     fine = np.linspace(0, 1, 400)
     knots = np.linspace(0, 1, len(points))
     degree = len(points) - 1
@@ -358,7 +358,7 @@ def curve(points: list[tuple[float, float]]) -> Path2D:
 
 
 def shifted(path: Path2D, camera: tuple[float, float]) -> Path2D:
-    """A path over the ground as the camera sees it."""
+    """A path on the floor, in camera coordinates."""
 
     def at(distance: float) -> tuple[float, float]:
         x, y = path(distance)
@@ -368,7 +368,7 @@ def shifted(path: Path2D, camera: tuple[float, float]) -> Path2D:
 
 
 def render(wanted: Sequence[int] = range(FRAMES)) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """The wanted frames (n, H, W, 3), RGB, and their masks (n, H, W): 1 pad, 2 duck, 3 orange koi, 4 dark koi."""
+    """Frames (n, H, W, 3), RGB, and their masks (n, H, W): 1 pad, 2 duck, 3 orange koi, 4 dark koi."""
     random = np.random.default_rng(SEED)
     ground, caustics = pebbles(random), Caustics(random)
     orange = Coat("fff4e6", "f2541b", "ffd9b8", seed=5, amount=1.0)
@@ -381,7 +381,7 @@ def render(wanted: Sequence[int] = range(FRAMES)) -> tuple[NDArray[np.uint8], ND
         time = t / FRAMES
         camera = 78 * (time + 0.04 * np.sin(2 * np.pi * time)), 20 * np.sin(np.pi * time * 0.9)
 
-        # From the bottom up; each casts its shadow on all below it.
+        # From the bottom up; each object casts its shadow on those below.
         sprites = [
             (4, koi(shifted(second, camera), 120 + 560 * time, 2 * np.pi * 2.6 * time + 1, 250, dark)),
             (3, koi(shifted(first, camera), 190 + 610 * time, 2 * np.pi * 2.2 * time, 275, orange)),
@@ -415,7 +415,7 @@ def render(wanted: Sequence[int] = range(FRAMES)) -> tuple[NDArray[np.uint8], ND
             label[part][sprite.alpha > 0.5] = number
         small = cv2.resize(np.clip(canvas, 0, 1), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         frames[index] = np.round(255 * small)
-        # A pixel belongs to whom most of it shows.
+        # A pixel belongs to the object that covers most of it.
         shares = [
             cv2.resize((label == each).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
             for each in range(5)

@@ -55,7 +55,7 @@ def up(
     host: HostOption = None,
     port: PortOption = None,
     data: DataOption = None,
-    model: Annotated[str | None, typer.Option(help="Default model of jobs.", show_default="tiny")] = None,
+    model: Annotated[str | None, typer.Option(help="Default model of jobs.", show_default="best available")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
     """Start the whole service: API, workers, and a queue unless UVOS_REDIS_URL names one."""

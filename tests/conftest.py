@@ -1,4 +1,4 @@
-"""What tests share: a real Valkey, an app on it, and the whole service with a real worker."""
+"""Shared fixtures: a real Valkey server, the API on it, and the whole service with a real worker."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ START_TIMEOUT_S = 120.0
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real files; tests that use it carry the mark `data`."""
+    """Folder of real files; tests that use it have the marker `data`."""
     if not DATA.is_dir():
         pytest.skip(f"there is no {DATA.name} folder beside the project")
     return DATA
@@ -40,7 +40,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 @pytest.fixture
 def redis_url(valkey: EmbeddedServer) -> str:
-    """A queue with nothing in it."""
+    """URL of an empty queue."""
     client = redis.Redis.from_url(valkey.url)
     client.flushall()
     client.close()
@@ -54,20 +54,20 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def http(settings: Settings) -> Iterator[TestClient]:
-    """The API over a real queue, without a worker."""
+    """The API on a real queue, without a worker."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def service_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder of the whole service."""
+    """Data folder of the whole service."""
     return tmp_path_factory.mktemp("service")
 
 
 @pytest.fixture(scope="session")
 def service_url(service_data: Path) -> Iterator[str]:
-    """The whole service as `uvos up` starts it: queue, API, worker with `tiny`."""
+    """URL of the whole service, started by `uvos up`: queue, API, worker with `tiny`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

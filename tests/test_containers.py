@@ -1,4 +1,4 @@
-"""One truth about containers: the API lets in what the decoder reads, and the refusal names them all."""
+"""The API accepts exactly the containers that the decoder reads, and the documentation lists them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from worker.video.sources import CONTAINERS
 ROOT = Path(__file__).parents[1]
 M2TS = {"container": "mpegts", "container_options": {"mpegts_m2ts_mode": "1"}}
 FRAGMENTS = {"container_options": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}}
-CASES: list[tuple[str, str, str, dict[str, Any]]] = [  # in words, file, libav's name, how to write it
+CASES: list[tuple[str, str, str, dict[str, Any]]] = [  # name in the documentation, file, libav name, encoder options
     ("MP4", "a.mp4", "mp4", {}),
     ("MP4", "fragments.mp4", "mp4", FRAGMENTS),
     ("MP4", "a.m4v", "m4a", {"container": "ipod"}),
@@ -36,12 +36,12 @@ CASES: list[tuple[str, str, str, dict[str, Any]]] = [  # in words, file, libav's
     ("FLV", "a.flv", "flv", {"codec": "flv"}),
     ("WMV", "a.wmv", "asf", {"codec": "wmv2"}),
 ]
-MJ2 = "mj2"  # of the same family as MP4, by the same demuxer: nothing here writes it
+MJ2 = "mj2"  # read by the demuxer of MP4; libav cannot write it
 
 
-@pytest.mark.parametrize(("words", "name", "container", "options"), CASES, ids=[case[1] for case in CASES])
-def test_the_api_lets_in_what_the_decoder_reads(
-    words: str, name: str, container: str, options: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(("documented", "name", "container", "options"), CASES, ids=[case[1] for case in CASES])
+def test_the_api_accepts_what_the_decoder_reads(
+    documented: str, name: str, container: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     video = write_video(tmp_path / name, make_scene(frames=3, size=(48, 64)).frames, **options)
     check_signature(video.read_bytes()[:SIGNATURE_BYTES])
@@ -50,10 +50,10 @@ def test_the_api_lets_in_what_the_decoder_reads(
     assert container in CONTAINERS.split(",")
     assert video.suffix in VIDEO_SUFFIXES
     for text in (NotAVideo.remedy, (ROOT / "README.md").read_text(encoding="utf-8")):
-        assert words in text
+        assert documented in text
 
 
-def test_nothing_else_is_decoded() -> None:
+def test_no_other_container_is_decoded() -> None:
     assert {container for _, _, container, _ in CASES} | {MJ2} == set(CONTAINERS.split(","))
 
 
@@ -61,6 +61,6 @@ def test_nothing_else_is_decoded() -> None:
     "head",
     [b"\0\0\1\xb3" + bytes(400), b"\x7fELF" + bytes(400), b"%PDF-1.7", b"\x47" + bytes(400), b"RIFF\0\0\0\0WAVE"],
 )
-def test_what_the_decoder_does_not_read_is_refused(head: bytes) -> None:
+def test_what_the_decoder_does_not_read_is_rejected(head: bytes) -> None:
     with pytest.raises(NotAVideo):
         check_signature(head)

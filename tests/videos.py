@@ -1,8 +1,8 @@
-"""Test videos whose true masks are known: textured shapes that move over textured ground.
+"""Synthetic test videos with ground-truth masks: textured shapes that move over a textured background.
 
 scene = make_scene([Shape("disc", 24, (30, 10), (0, 4)), Shape("square", 20, (40, 60))], frames=8)
 path = write_video(tmp_path / "clip.mp4", scene.frames)
-scene.labels  # (T, H, W): 0 ground, 1 the disc, 2 the square, which hides the disc as it passes
+scene.labels  # (T, H, W): 0 background, 1 the disc, 2 the square, which occludes the disc
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ class Shape:
 
     Attributes:
         kind: "disc" or "square".
-        size: Its diameter or side, pixels.
-        start: (y, x) of its middle in frame 0, pixels; may lie outside.
-        velocity: (dy, dx), pixels a frame; a shape may leave and come back never, or be hidden and reappear.
-        seen: Frames in which it is there; None: all.
-        color: Of its texture, RGB; None: a colour of its own.
+        size: Diameter or side, pixels.
+        start: (y, x) of the centre in frame 0, pixels; may be outside the frame.
+        velocity: (dy, dx), pixels per frame; a shape may leave the frame.
+        seen: Frames that contain the shape; None: all.
+        color: Mean RGB of the texture; None: the next of `COLORS`.
     """
 
     kind: str = "disc"
@@ -41,7 +41,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 ground, i + 1 the i-th shape."""
+    """Frames (T, H, W, 3) uint8 and labels (T, H, W) uint8: 0 is background, i + 1 the i-th shape."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -59,19 +59,19 @@ def make_scene(
     camera: tuple[float, float] = (0.0, 0.0),
     texture: float = 24.0,
 ) -> Scene:
-    """Draw shapes over ground; every shape and the ground have a texture that moves with them.
+    """Draw shapes over a background; each has a texture that moves with it.
 
     Args:
         shapes: Later ones lie over earlier ones.
         frames: T.
         size: (H, W), pixels.
-        seed: Of the textures.
-        camera: (dy, dx): how far the ground moves a frame, pixels.
-        texture: Standard deviation of the textures, grey levels; 0: plain colours.
+        seed: Seed of the textures.
+        camera: (dy, dx), movement of the background, pixels per frame.
+        texture: Standard deviation of the textures, grey levels; 0: uniform colours.
     """
     height, width = size
     random = np.random.default_rng(seed)
-    ground = _texture(random, (height, width), (112, 118, 104), texture)
+    background = _texture(random, (height, width), (112, 118, 104), texture)
     skins = [
         _texture(random, (shape.size, shape.size), shape.color or COLORS[i % len(COLORS)], texture)
         for i, shape in enumerate(shapes)
@@ -80,7 +80,7 @@ def make_scene(
     labels = np.zeros((frames, height, width), np.uint8)
     y, x = np.mgrid[:height, :width]
     for t in range(frames):
-        out[t] = np.roll(ground, (round(t * camera[0]), round(t * camera[1])), (0, 1))
+        out[t] = np.roll(background, (round(t * camera[0]), round(t * camera[1])), (0, 1))
         for i, shape in enumerate(shapes):
             if shape.seen is not None and t not in shape.seen:
                 continue
@@ -89,8 +89,8 @@ def make_scene(
             row, column = y - top, x - left
             inside = (row >= 0) & (row < shape.size) & (column >= 0) & (column < shape.size)
             if shape.kind == "disc":
-                middle = (shape.size - 1) / 2
-                inside &= (row - middle) ** 2 + (column - middle) ** 2 <= (shape.size / 2) ** 2
+                centre = (shape.size - 1) / 2
+                inside &= (row - centre) ** 2 + (column - centre) ** 2 <= (shape.size / 2) ** 2
             out[t][inside] = skins[i][row[inside], column[inside]]
             labels[t][inside] = i + 1
     return Scene(out, labels)
@@ -99,7 +99,7 @@ def make_scene(
 def _texture(
     random: np.random.Generator, size: tuple[int, int], color: tuple[int, int, int], deviation: float
 ) -> NDArray[np.uint8]:
-    """Smooth noise around a colour: blocks of 4x4 pixels, so that codecs keep it."""
+    """Noise around a colour, in blocks of 4x4 pixels, which survive compression."""
     noise = random.normal(0.0, deviation, (-(-size[0] // 4), -(-size[1] // 4), 1))
     noise = noise.repeat(4, 0).repeat(4, 1)[: size[0], : size[1]]
     return np.clip(np.asarray(color) + noise, 0, 255).astype(np.uint8)
@@ -125,16 +125,16 @@ def write_video(
     """Write RGB frames (T, H, W, 3) as a video; returns `path`.
 
     Args:
-        path: Its suffix chooses the container, unless `container` names one ("mp4", "matroska", "mpegts", ...).
-        frames: As they shall be seen: stored pixels are turned where `rotation` or `mirrored` ask the player to.
-        codec: An encoder of libav.
-        fps: Frames a second.
-        times_s: When each frame is shown instead, in seconds, kept to the millisecond.
-        pix_fmt, options: The encoder's; default options: good quality, fast.
-        rotation: Degrees clockwise that a player turns the stored picture by.
-        mirrored: A player mirrors it left to right after that.
-        audio: Add a sound track (a tone in AAC, or Opus in WebM).
-        stream_attributes: Set on the codec's context before it opens, for example `color_range=2`.
+        path: Output file; its suffix selects the container unless `container` does ("mp4", "matroska", "mpegts", ...).
+        frames: Frames as displayed; stored pixels are transformed so that `rotation` and `mirrored` restore them.
+        codec: Encoder name of libav.
+        fps: Frames per second.
+        times_s: Presentation times in seconds instead of `fps`, rounded to milliseconds.
+        pix_fmt, options: Encoder settings; default options: fast, good quality.
+        rotation: Display rotation, degrees clockwise.
+        mirrored: Display mirrored left to right, after the rotation.
+        audio: Add an audio stream (a tone in AAC, or Opus in WebM).
+        stream_attributes: Attributes of the codec context, set before it opens, for example `color_range=2`.
     """
     if options is None:
         options = {"libx264": {"preset": "ultrafast", "crf": "12"}, "libx265": {"x265-params": "log-level=none"}}.get(
@@ -155,9 +155,9 @@ def write_video(
         for name, value in stream_attributes.items():
             setattr(stream.codec_context, name, value)
         if audio:
-            sound = output.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono")
+            audio_stream = output.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000, layout="mono")
             tone = np.sin(np.arange(48000) / 20)[None].astype(np.float32) / 4
-            output.mux(sound.encode(_sound(tone)))
+            output.mux(audio_stream.encode(_audio_frame(tone)))
         for i, pixels in enumerate(stored):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
             frame.time_base = stream.codec_context.time_base
@@ -165,11 +165,11 @@ def write_video(
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
         if audio:
-            output.mux(sound.encode())
+            output.mux(audio_stream.encode())
     return path
 
 
-def _sound(samples: NDArray[np.float32]) -> av.AudioFrame:
+def _audio_frame(samples: NDArray[np.float32]) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(samples, "fltp", "mono")
     frame.sample_rate = 48000
     return frame

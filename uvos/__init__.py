@@ -1,4 +1,4 @@
-"""What the service, its workers and every client share: the job contract, its errors, the models, and the client."""
+"""Shared by the service, the worker and every client: contract, errors, model registry, client, RLE."""
 
 from uvos.client import Client
 

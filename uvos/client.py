@@ -1,6 +1,6 @@
-"""The service from Python, over HTTP alone.
+"""Python client of the service, over HTTP.
 
-from uvos.client import Client
+from uvos import Client
 
 result = Client("http://127.0.0.1:8000").segment("clip.mp4", tau=[0.5, 1.0])
 result.masks(tau=1.0)  # (T, H, W) uint16, 0 is background
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import supervision
 
 CONNECT_TIMEOUT_S = 5.0
-SILENCE_S = 40.0  # events bring a sign of life every 15 s
-PATIENCE_S = 60.0  # a service that cannot be reached for this long is given up
+EVENT_TIMEOUT_S = 40.0  # the service sends a keep-alive comment every 15 s
+RETRY_FOR_S = 60.0  # covers a restart of the service
 FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 5.0
-TRY_AGAIN = {429, 502, 503, 504}
+MAX_PAUSE_S = 5.0
+RETRY_STATUSES = {429, 502, 503, 504}
 
 
 class RequestFailed(Exception):
-    """The service said no, or the job did not succeed: the problem, as the service told it."""
+    """The service rejected a request, or the job did not succeed; `problem` is the problem that it returned."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -41,63 +41,61 @@ class RequestFailed(Exception):
 
 
 class Client:
-    """A service at `url`.
+    """Client of the service at `url`.
 
-    Whatever fails for a moment (a dropped connection, a full queue, a restart) is tried again for `patience_s`; a
-    submit is never done twice, for every try carries the same Idempotency-Key.
+    Transient failures (dropped connections, a full queue, a restart) are retried for `retry_for_s` seconds. A retried
+    submit creates one job, because all attempts carry the same Idempotency-Key.
     """
 
     def __init__(
-        self, url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, patience_s: float = PATIENCE_S
+        self, url: str = "http://127.0.0.1:8000", *, api_key: str | None = None, retry_for_s: float = RETRY_FOR_S
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._patience_s = patience_s
-        self._has_answered = False
+        self._retry_for_s = retry_for_s
+        self._has_responded = False
         self._http = httpx.Client(
             base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=CONNECT_TIMEOUT_S), trust_env=False
         )
 
     def is_ready(self) -> bool:
-        """Whether a job would be accepted now, and a worker has a model in memory to work on it."""
+        """Whether the service accepts jobs and a worker has loaded a model."""
         response = self._http.get("/readyz")
         return response.status_code == 200 and any(worker["models"] for worker in response.json()["workers"])
-
-    # --- the main thing
 
     def segment(
         self, video: "str | os.PathLike[str]", *, on_change: Callable[[JobView], None] | None = None, **params: Any
     ) -> "Result":
-        """Send a video, wait, and give its masks. Parameters are those of POST /segment.
+        """Send a video, wait for the job, and return its result. Parameters are those of POST /segment.
 
         Raises:
-            RequestFailed: the video was refused, or the job failed or was canceled.
+            RequestFailed: the video was rejected, or the job failed or was canceled.
         """
         return self.result(self.wait(self.submit(video, **params), on_change=on_change))
 
     def result(self, job: JobView) -> "Result":
-        """What a job that has ended found.
+        """Result of a job that has ended.
 
         Raises:
-            RequestFailed: it did not succeed.
+            RequestFailed: the job did not succeed.
         """
         if job.error is not None:
             raise RequestFailed(job.error)
         if job.status != Status.succeeded:
-            detail = f"job {job.id} is {job.status.value}: it has no result"
+            detail = f"job {job.id} is {job.status.value} and has no result"
             raise RequestFailed(Problem(type="about:blank", title="No result", status=409, detail=detail))
         return Result(self, job)
 
     # --- jobs
 
     def submit(self, video: "str | os.PathLike[str]", *, idempotency_key: str | None = None, **params: Any) -> JobView:
-        """Send a video; the job that was accepted. Parameters are those of POST /segment, lists repeat a field.
+        """Send a video and return the accepted job. Parameters are those of POST /segment; a list repeats a field.
 
         Raises:
-            RequestFailed: the service refused it.
+            RequestFailed: the service rejected the request.
         """
         path = Path(video)
         fields: Mapping[str, Any] = {
-            name: [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
+            name: [str(item) for item in value] if isinstance(value, list | tuple) else str(value)
             for name, value in params.items()
             if value is not None
         }
@@ -110,14 +108,15 @@ class Client:
         return JobView.model_validate(self._try(post).json())
 
     def job(self, job_id: str) -> JobView:
+        """Current state of a job."""
         return JobView.model_validate(self._get(f"/jobs/{job_id}").json())
 
     def jobs(self, status: Status | None = None) -> Iterator[JobView]:
-        """One's jobs, newest first, fetched a page at a time."""
+        """The caller's jobs, newest first, fetched page by page."""
         cursor: str | None = None
         while True:
-            asked = {"cursor": cursor, "status": status.value if status else None}
-            response = self._get("/jobs", params={name: value for name, value in asked.items() if value})
+            query = {"cursor": cursor, "status": status.value if status else None}
+            response = self._get("/jobs", params={name: value for name, value in query.items() if value})
             page = JobPage.model_validate(response.json())
             yield from page.jobs
             if page.next is None:
@@ -125,51 +124,52 @@ class Client:
             cursor = page.next
 
     def wait(self, job: JobView, *, on_change: Callable[[JobView], None] | None = None) -> JobView:
-        """Follow the job's events until it has ended; a broken connection is taken up where it broke off.
+        """Follow the events of a job until it has ended; resumes after a broken connection.
 
         Raises:
-            RequestFailed: the job is gone.
-            httpx.TransportError: the service could not be reached for too long.
+            RequestFailed: the job was deleted.
+            httpx.TransportError: the service was unreachable for `retry_for_s`.
         """
         if job.status.is_terminal:
             return job
         last: str | None = None
-        patience = _Patience(self._patience_s)
+        backoff = _Backoff(self._retry_for_s)
         while True:
             try:
-                for event, job in self._events(job.links.events, last):  # noqa: B020  # the job as it is now
+                for event, job in self._events(job.links.events, last):  # noqa: B020  # the latest state
                     last = event
-                    patience = _Patience(self._patience_s)
+                    backoff = _Backoff(self._retry_for_s)
                     if on_change is not None:
                         on_change(job)
                     if job.status.is_terminal:
                         return job
             except httpx.TransportError:
-                if not patience.is_left():
+                if not backoff.has_time_left():
                     raise
             except RequestFailed as error:
-                if error.problem.status not in TRY_AGAIN or not patience.is_left():
+                if error.problem.status not in RETRY_STATUSES or not backoff.has_time_left():
                     raise
-            patience.pause()
+            backoff.pause()
 
     def cancel(self, job: JobView) -> JobView:
+        """Cancel a queued or running job."""
         return JobView.model_validate(self._try(lambda: self._http.post(job.links.cancel)).json())
 
     def delete(self, job: JobView) -> None:
-        """Remove the job, its video and its results."""
+        """Delete a job with its video and results."""
         self._try(lambda: self._http.delete(job.links.self))
 
     # --- files
 
     def download(self, link: str, path: Path) -> Path:
-        """Save what a link of a job leads to; a broken download goes on where it broke off."""
+        """Save the file behind a link of a job; resumes after a broken connection."""
         part = path.with_name(f"{path.name}.part")
         part.unlink(missing_ok=True)
-        patience = _Patience(self._patience_s)
+        backoff = _Backoff(self._retry_for_s)
         tag = ""
         while True:
-            have = part.stat().st_size if part.exists() and tag else 0
-            headers = {"Range": f"bytes={have}-", "If-Range": tag} if have else {}
+            offset = part.stat().st_size if part.exists() and tag else 0
+            headers = {"Range": f"bytes={offset}-", "If-Range": tag} if offset else {}
             try:
                 with self._http.stream("GET", link, headers=headers) as response:
                     if response.is_error:
@@ -182,12 +182,12 @@ class Client:
                 part.replace(path)
                 return path
             except httpx.TransportError:
-                if not patience.is_left():
+                if not backoff.has_time_left():
                     raise
-            patience.pause()
+            backoff.pause()
 
     def download_all(self, job: JobView, out: Path) -> Iterator[Path]:
-        """Save everything a job that succeeded has: the manifest, and for each level what it was asked for."""
+        """Save the manifest and the requested formats of every level of a succeeded job."""
         assert job.status == Status.succeeded
         assert job.links.manifest is not None
         out.mkdir(parents=True, exist_ok=True)
@@ -215,27 +215,27 @@ class Client:
         return self._try(lambda: self._http.get(link, **options))
 
     def _try(self, request: Callable[[], httpx.Response]) -> httpx.Response:
-        """Ask, and ask again what fails for a moment; every request of this client may be repeated."""
-        patience = _Patience(self._patience_s)
+        """Send a request and retry transient failures; all requests of this client are idempotent."""
+        backoff = _Backoff(self._retry_for_s)
         while True:
             wait_s: float | None = None
             try:
                 response = request()
-                self._has_answered = True
-                if response.status_code not in TRY_AGAIN or not patience.is_left():
+                self._has_responded = True
+                if response.status_code not in RETRY_STATUSES or not backoff.has_time_left():
                     return _checked(response)
-                told = response.headers.get("retry-after", "")
-                wait_s = float(told) if told.isdecimal() else None
+                retry_after = response.headers.get("retry-after", "")
+                wait_s = float(retry_after) if retry_after.isdecimal() else None
             except httpx.TransportError as error:
-                nobody_is_there = isinstance(error, httpx.ConnectError) and not self._has_answered
-                if nobody_is_there or not patience.is_left():
+                is_absent = isinstance(error, httpx.ConnectError) and not self._has_responded
+                if is_absent or not backoff.has_time_left():
                     raise
-            patience.pause(wait_s)
+            backoff.pause(wait_s)
 
     def _events(self, link: str, last: str | None) -> Iterator[tuple[str | None, JobView]]:
-        """Server-sent events after `last`: their ids and the job in each."""
+        """Server-sent events after the id `last`, as pairs of id and job."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(EVENT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         with self._http.stream("GET", link, headers=headers, timeout=timeout) as response:
             if response.is_error:
                 response.read()
@@ -251,7 +251,7 @@ class Client:
 
 
 class Result:
-    """What a job found, fetched when it is asked for."""
+    """Result of a job; files are fetched on first use."""
 
     def __init__(self, client: Client, job: JobView) -> None:
         self._client = client
@@ -260,22 +260,22 @@ class Result:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What was done, with what, and what came out."""
+        """Manifest of the result."""
         assert self.job.links.manifest is not None
         return Manifest.model_validate_json(self._client._get(self.job.links.manifest).content)
 
     @property
     def times_s(self) -> list[float]:
-        """When each frame is shown, seconds."""
+        """Presentation time of each frame, seconds."""
         return self.manifest.video.pts_s
 
     @property
     def taus(self) -> list[float]:
-        """The levels there are."""
+        """Tau of each level."""
         return [level.tau for level in self.job.links.levels]
 
     def rle(self, tau: float | None = None) -> RleDocument:
-        """The run lengths of a level; of the first where `tau` is None."""
+        """COCO RLE of a level; default: the first level."""
         link = self._level(tau).rle
         assert link is not None
         if link not in self._documents:
@@ -283,38 +283,38 @@ class Result:
         return self._documents[link]
 
     def masks(self, tau: float | None = None) -> NDArray[np.uint16]:
-        """The label maps of a level: object ids, constant over time, 0 for background; (T, H, W)."""
+        """Label maps of a level, shape (T, H, W): object ids, constant over time, 0 for background."""
         document = self.rle(tau)
         return np.stack([rle.label_map(frame, document.size) for frame in document.frames])
 
     def to_supervision(self, tau: float | None = None) -> "list[supervision.Detections]":
-        """For each frame the objects as `supervision.Detections`: boxes, masks, `tracker_id` for the id.
+        """Objects of each frame as `supervision.Detections`: boxes, masks, and the object id as `tracker_id`.
 
         Raises:
             ImportError: the package `supervision` is not installed.
         """
         import supervision
 
-        found = []
+        detections = []
         for frame in self.rle(tau).frames:
             if not frame.objects:
-                found.append(supervision.Detections.empty())
+                detections.append(supervision.Detections.empty())
                 continue
-            masks = np.stack([rle.mask(each.rle) for each in frame.objects])
-            found.append(
+            masks = np.stack([rle.mask(item.rle) for item in frame.objects])
+            detections.append(
                 supervision.Detections(
                     xyxy=supervision.mask_to_xyxy(masks).astype(np.float32),
                     mask=masks,
                     class_id=np.zeros(len(masks), int),
-                    tracker_id=np.array([each.id for each in frame.objects]),
+                    tracker_id=np.array([item.id for item in frame.objects]),
                 )
             )
-        return found
+        return detections
 
     def to_coco(self, tau: float | None = None) -> dict[str, Any]:
-        """A COCO data set: an image a frame, an annotation a mask, `track_id` for the object's id.
+        """A COCO data set: one image per frame, one annotation per mask, the object id as `track_id`.
 
-        `pycocotools.coco.COCO` takes it as its `dataset`; image ids count from 1, as COCO's do.
+        Assign it to `dataset` of a `pycocotools.coco.COCO`. Image ids start at 1, as COCO requires.
         """
         from pycocotools import mask as coco
 
@@ -328,14 +328,14 @@ class Result:
         ]  # fmt: skip
         annotations: list[dict[str, Any]] = []
         for frame in document.frames:
-            for each in frame.objects:
-                segmentation = each.rle.model_dump(mode="json")
+            for item in frame.objects:
+                segmentation = item.rle.model_dump(mode="json")
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": frame.index + 1,
                         "category_id": 1,
-                        "track_id": each.id,
+                        "track_id": item.id,
                         "segmentation": segmentation,
                         "area": int(coco.area(segmentation)),
                         "bbox": [float(side) for side in coco.toBbox(segmentation)],
@@ -350,7 +350,7 @@ class Result:
         }
 
     def save(self, out: "str | os.PathLike[str]") -> list[Path]:
-        """Save every file of the result in a folder; their paths."""
+        """Save all files of the result in a folder and return their paths."""
         return list(self._client.download_all(self.job, Path(out)))
 
     def _level(self, tau: float | None) -> LevelLinks:
@@ -358,22 +358,22 @@ class Result:
         for level in levels:
             if tau is None or f"{level.tau:g}" == f"{tau:g}":
                 return level
-        raise ValueError(f"this job has the levels {self.taus}, not {tau:g}")
+        raise ValueError(f"tau must be one of the levels {self.taus} of this job, got {tau:g}")
 
 
-class _Patience:
-    """Longer and longer pauses, as long as there is patience left."""
+class _Backoff:
+    """Exponentially growing pauses until a deadline."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
         self._pause_s = FIRST_PAUSE_S
 
-    def is_left(self) -> bool:
+    def has_time_left(self) -> bool:
         return time.monotonic() < self._until
 
     def pause(self, seconds: float | None = None) -> None:
         time.sleep(min(seconds if seconds is not None else self._pause_s, max(0.0, self._until - time.monotonic())))
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

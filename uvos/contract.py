@@ -64,7 +64,7 @@ class Motion(StrEnum):
 
 
 class Affinity(StrEnum):
-    """Quantities that attention compares where no spatio-temporal block was trained."""
+    """Inputs of the attention without a trained spatio-temporal block."""
 
     qk = "qk"
     """Queries with keys of the last layer, as in the paper."""
@@ -117,8 +117,8 @@ class SegmentParams(StrictSchema):
     motion: Motion | None = None
     """Add camera-compensated motion to the tokens, which the paper does not. Default: by model."""
     affinity: Affinity | None = None
-    """What attention compares where no block was trained. qk: queries with keys, as in the paper; keys: mean-centred
-    keys by cosine, which the paper does not. Default: by model."""
+    """Inputs of the attention without a trained block. qk: queries and keys, as in the paper; keys: mean-centred keys
+    by cosine similarity, which the paper does not use. Default: by model."""
 
     @field_validator("tau", "format")
     @classmethod
@@ -151,7 +151,7 @@ class JobParams(SegmentParams):
     motion: Motion
     """Whether camera-compensated motion is added to the tokens."""
     affinity: Affinity = Affinity.qk
-    """What attention compares where no block was trained."""
+    """Inputs of the attention without a trained block."""
 
 
 def level_name(tau: float) -> str:
@@ -489,7 +489,7 @@ class ManifestModel(Schema):
     version: str | None = Field(None, examples=["1"])
     """Version of the weights."""
     affinity: Affinity | None = Field(None, examples=["qk"])
-    """What attention compared; none where a trained block gave queries and keys."""
+    """Inputs of the attention; None with a trained block."""
 
 
 class ManifestObject(Schema):

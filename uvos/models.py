@@ -67,7 +67,7 @@ class ModelEntry(StrictSchema):
     motion: Motion = Motion.off
     """Whether motion is added to the tokens by default."""
     affinity: Affinity = Affinity.qk
-    """What attention compares by default where no block was trained."""
+    """Default inputs of the attention without a trained block."""
     weights: str = Field(examples=["timm/vit_small_patch8_224.dino"])
     """Source of the weights: a file in the package, or a repository on the hub."""
     sha256: str | None = Field(None, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])

@@ -1,11 +1,11 @@
-// The service over HTTP: requests with the key, problems as errors, events that go on where they broke off.
+// HTTP client of the page: requests with the API key, problems as errors, events that resume after a broken connection.
 
 let key = sessionStorage.getItem("uvos-key");
 
 export class Problem extends Error {
   constructor(problem) {
     super(problem.detail || problem.title);
-    this.title = problem.title || "Something went wrong";
+    this.title = problem.title || "Error";
     this.status = problem.status;
   }
 }
@@ -22,7 +22,7 @@ async function problemOf(response) {
   try {
     return new Problem(await response.json());
   } catch {
-    return new Problem({ title: response.statusText, status: response.status, detail: `the service answered ${response.status}` });
+    return new Problem({ title: response.statusText, status: response.status, detail: `the service responded with status ${response.status}` });
   }
 }
 
@@ -34,7 +34,7 @@ export async function get(path, options = {}) {
 
 export const json = async (path, options) => (await get(path, options)).json();
 
-/** Send a form; `onProgress` is told the share that has gone out. */
+/** Submit a form; `onProgress` receives the uploaded share. */
 export function send(form, idempotencyKey, onProgress) {
   const request = new XMLHttpRequest();
   const done = new Promise((resolve, reject) => {
@@ -42,15 +42,15 @@ export function send(form, idempotencyKey, onProgress) {
     request.responseType = "json";
     for (const [name, value] of Object.entries({ ...headers(), "Idempotency-Key": idempotencyKey })) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
-    request.onload = () => (request.status === 202 ? resolve(request.response) : reject(new Problem(request.response || { title: "Refused", status: request.status, detail: `the service answered ${request.status}` })));
-    request.onerror = () => reject(new Problem({ title: "No connection", status: 0, detail: "the connection to the service broke off" }));
+    request.onload = () => (request.status === 202 ? resolve(request.response) : reject(new Problem(request.response || { title: "Rejected", status: request.status, detail: `the service responded with status ${request.status}` })));
+    request.onerror = () => reject(new Problem({ title: "No connection", status: 0, detail: "the connection to the service failed" }));
     request.onabort = () => reject(new DOMException("aborted", "AbortError"));
     request.send(form);
   });
   return { done, abort: () => request.abort() };
 }
 
-/** Tell `onJob` of every change of a job until it has ended; goes on after a broken connection. */
+/** Call `onJob` on every change of a job until it has ended; resumes after a broken connection. */
 export async function follow(link, onJob, signal) {
   let last = null;
   for (let pause = 500; !signal.aborted; pause = Math.min(pause * 2, 8000)) {

@@ -1,4 +1,4 @@
-// The page: start a job, watch it, look at what it found. Every view is an address: #/ and #/jobs/<id>.
+// The page: submit a video, follow the job, show its result. Each view has a URL: #/ and #/jobs/<id>.
 
 import { follow, get, hasKey, json, Problem, send, useKey } from "/page/api.js";
 import { colorLayers, LevelLayer, roundLayers } from "/page/layers.js";
@@ -8,14 +8,14 @@ const $ = (id) => document.getElementById(id);
 const SAMPLE = "/page/sample.mp4";
 const LEGEND_ROWS = 24;
 const STAGES = ["decode", "features", "attention", "clustering", "masks"];
-const files = new Map(); // job id -> address of the video it was made from, while this page is open
+const files = new Map(); // job id -> URL of its video, while the page is open
 let models = null;
-let sample = null; // {size} where the service has a sample
-let current = new AbortController(); // ends what belongs to the view that is left
+let sample = null; // {size}, if the service has a sample
+let current = new AbortController(); // aborts the requests of the previous view
 let layers = [];
 let chosen = 0;
 let fraction = 0;
-let onLevel = () => {}; // what changes with the level beside the masks
+let onLevel = () => {}; // called when the level changes
 
 const player = new Player({ video: $("video"), canvas: $("canvas"), onFrame: showFrame });
 
@@ -33,19 +33,19 @@ async function route() {
     else $("start").hidden = false;
     await listJobs();
   } catch (error) {
-    complain(error);
+    showProblem(error);
   }
 }
 
-function complain(error) {
+function showProblem(error) {
   if (error.name === "AbortError") return;
   if (error instanceof Problem && error.status === 401) {
-    $("key-told").textContent = hasKey() ? "The service does not know this key." : "";
+    $("key-error").textContent = hasKey() ? "The API key is unknown." : "";
     $("key").hidden = false;
     if (location.hash.length < 3) $("start").hidden = false;
     return $("key").querySelector("input").focus();
   }
-  $("problem").querySelector("strong").textContent = error instanceof Problem ? `${error.title}.` : "The page stumbled.";
+  $("problem").querySelector("strong").textContent = error instanceof Problem ? `${error.title}.` : "Error in the page.";
   $("problem").querySelector("span").textContent = error.message;
   $("problem").hidden = false;
   if (location.hash.length < 3) $("start").hidden = false;
@@ -61,7 +61,7 @@ async function prepare() {
     for (const option of select.options) option.title = models.models.find((model) => model.name === option.value).description;
     suggestLevels();
   } catch (error) {
-    complain(error);
+    showProblem(error);
   }
   const response = await fetch(SAMPLE, { method: "HEAD" });
   if (response.ok) {
@@ -70,10 +70,10 @@ async function prepare() {
   }
 }
 
-/** The model's own threshold, one below it and one above. */
+/** Suggest the default tau of the model, a smaller and a larger one. */
 function suggestLevels() {
   const form = $("options").elements;
-  const model = models.models.find((each) => each.name === form.model.value);
+  const model = models.models.find((item) => item.name === form.model.value);
   const tau = model.tau[form.mode.value] ?? 1;
   form.tau.value = [tau, tau * 0.5, tau * 2.5].map((value) => Number(value.toPrecision(2))).join(", ");
   summarize();
@@ -107,7 +107,7 @@ async function begin(file, name) {
   showStages(null);
   const sending = send(formOf(file, name), crypto.randomUUID ? crypto.randomUUID() : `${Date.now()}-${Math.random()}`, (share) => {
     $("bar").value = share;
-    $("where").textContent = share < 1 ? `uploading, ${Math.round(share * 100)} % of ${bytes(file.size)}` : "the service looks at it";
+    $("where").textContent = share < 1 ? `uploading, ${Math.round(share * 100)} % of ${bytes(file.size)}` : "submitting";
   });
   $("left").textContent = "";
   $("cancel").onclick = () => sending.abort();
@@ -118,11 +118,11 @@ async function begin(file, name) {
   } catch (error) {
     $("work").hidden = true;
     $("start").hidden = false;
-    complain(error);
+    showProblem(error);
   }
 }
 
-// --- a job at work
+// --- a queued or running job
 
 async function showJob(id, signal) {
   let job = await json(`/jobs/${id}`, { signal });
@@ -135,27 +135,27 @@ async function showJob(id, signal) {
       try {
         await get(job.links.cancel, { method: "POST" });
       } catch (error) {
-        complain(error);
+        showProblem(error);
       }
     };
     $("cancel").disabled = false;
     showProgress(job);
-    follow(job.links.events, (seen) => showProgress((job = seen)), signal)
+    follow(job.links.events, (latest) => showProgress((job = latest)), signal)
       .then(() => !signal.aborted && route())
-      .catch(complain);
+      .catch(showProblem);
     return;
   }
   if (job.status === "succeeded") return showResult(job, signal);
   $("start").hidden = false;
-  complain(new Problem(job.error || { title: "Canceled", detail: `${job.video.name} was canceled` }));
+  showProblem(new Problem(job.error || { title: "Canceled", detail: `${job.video.name} was canceled` }));
 }
 
 function showProgress(job) {
-  fraction = Math.max(fraction, job.fraction); // a bar that goes back pleases nobody
+  fraction = Math.max(fraction, job.fraction); // the bar never moves backwards
   $("bar").value = fraction;
   document.title = `${Math.round(fraction * 100)} % · ${job.video.name}`;
   showStages(job.stage);
-  if (job.status === "queued") $("where").textContent = job.position ? `queued, ${job.position} before it` : "queued, next in line";
+  if (job.status === "queued") $("where").textContent = job.position ? `queued, ${job.position} ahead` : "queued, next in line";
   else if (job.stage) $("where").textContent = job.frames_total ? `${job.stage}: frame ${job.frames_done} of ${job.frames_total}` : job.stage;
   $("left").textContent = job.eta_s ? `${duration(job.eta_s)} left` : "";
 }
@@ -182,12 +182,12 @@ async function showResult(job, signal) {
   $("result-title").textContent = document.title = job.video.name;
   $("remove").onclick = async () => {
     if (!confirm(`Delete ${job.video.name} and its results?`)) return;
-    await get(job.links.self, { method: "DELETE" }).catch(complain);
+    await get(job.links.self, { method: "DELETE" }).catch(showProblem);
     location.hash = "#/";
   };
   const manifest = await json(job.links.manifest, { signal });
   const { video } = manifest;
-  $("facts").textContent = `${video.width}×${video.height} · ${video.frame_count} frames · ${manifest.model.name} · ${(manifest.timings_s.total || 0).toFixed(1)} s of work`;
+  $("facts").textContent = `${video.width}×${video.height} · ${video.frame_count} frames · ${manifest.model.name} · ${(manifest.timings_s.total || 0).toFixed(1)} s`;
   $("warnings").textContent = manifest.warnings.join(" ");
   const isSample = sample && job.video.name === "sample" && job.video.bytes === sample.size;
   const src = files.get(job.id) || (isSample ? SAMPLE : null);
@@ -204,7 +204,7 @@ async function showResult(job, signal) {
 
 function attach(file, job) {
   if (!file) return;
-  if (file.size !== job.video.bytes) return complain(new Problem({ title: "Another video", detail: `this job was made from ${bytes(job.video.bytes)}, ${file.name} has ${bytes(file.size)}` }));
+  if (file.size !== job.video.bytes) return showProblem(new Problem({ title: "Different video", detail: `the video of this job has ${bytes(job.video.bytes)}, ${file.name} has ${bytes(file.size)}` }));
   files.set(job.id, URL.createObjectURL(file));
   $("attach").hidden = true;
   player.setVideo(files.get(job.id));
@@ -220,7 +220,7 @@ async function loadLayers(job, manifest, signal) {
     const layer = await LevelLayer.of(level, await json(link.rle, { signal }), isCurrent);
     if (!layer) return;
     layers.push(layer);
-    if (layers.length === 1) { // the first level is seen while the others come
+    if (layers.length === 1) { // show the first level while the others load
       player.setLayer(layer);
       $("loading").hidden = true;
       $("grain").hidden = true;
@@ -256,7 +256,7 @@ function choose(index) {
 function showLegend(layer) {
   const ranked = layer.kind === "level" ? layer.objects : [...layer.objects].sort((one, other) => mean(other.areas) - mean(one.areas));
   const shown = ranked.slice(0, LEGEND_ROWS);
-  $("more").textContent = ranked.length > shown.length ? `and ${ranked.length - shown.length} smaller ones` : ranked.length ? "" : "Nothing stands out from the background at this level.";
+  $("more").textContent = ranked.length > shown.length ? `and ${ranked.length - shown.length} more` : ranked.length ? "" : "No objects at this level.";
   $("legend").replaceChildren(...shown.map((object, index) => legendRow(object, index, layer.kind === "level" ? `Object ${object.id}` : `Group ${object.id}`)));
   requestAnimationFrame(() => shown.forEach((object, index) => plot($("legend").children[index].querySelector("canvas"), object)));
 }
@@ -273,9 +273,9 @@ function legendRow(object, index, title) {
   const plotted = Object.assign(document.createElement("span"), { className: "plot" });
   plotted.append(document.createElement("canvas"));
   button.type = "button";
-  button.title = index < 9 ? `Key ${index + 1} hides it` : "Click hides it";
+  button.title = index < 9 ? `Click or press ${index + 1} to hide` : "Click to hide";
   button.setAttribute("aria-pressed", "true");
-  button.setAttribute("aria-label", `${title}, seen from ${clock(object.first)} to ${clock(object.last)} seconds, ${(100 * Math.max(...object.areas)).toFixed(1)} % of the frame at most`);
+  button.setAttribute("aria-label", `${title}, visible from ${clock(object.first)} to ${clock(object.last)} seconds, ${(100 * Math.max(...object.areas)).toFixed(1)} % of the frame at most`);
   button.append(swatch, name, span, plotted);
   button.onclick = () => {
     const hide = !player.hidden.has(object.id);
@@ -295,7 +295,7 @@ function legendRow(object, index, title) {
 
 const clock = (frame) => player.times[frame].toFixed(1);
 
-/** Area over time, and the span in which it is seen. */
+/** Plot the area over time and the span of frames that contain the object. */
 function plot(canvas, object) {
   const scale = devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight, context = canvas.getContext("2d");
   canvas.width = width * scale;
@@ -329,20 +329,20 @@ function showFrame(frame) {
 // --- downloads, the command, the list
 
 function showDownloads(job) {
-  const level = job.links.levels.find((each) => each.tau === (layers[chosen]?.tau ?? each.tau));
+  const level = job.links.levels.find((item) => item.tau === (layers[chosen]?.tau ?? item.tau));
   const several = job.links.levels.length > 1;
   $("of-level").textContent = several ? `of τ ${Number(level.tau.toPrecision(6))}` : "";
-  const kinds = { masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", youtube_vis: "YouTube-VIS", cvat: "CVAT XML" };
-  const made = Object.entries(kinds).filter(([kind]) => level[kind]).map(([kind, label]) => {
-    const file = level[kind].split("/").pop().replace(/\?.*/, "");
-    return [label, level[kind], `${job.video.name}${several ? `-tau${level.tau}` : ""}-${file}`];
+  const formats = { masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", youtube_vis: "YouTube-VIS", cvat: "CVAT XML" };
+  const downloads = Object.entries(formats).filter(([format]) => level[format]).map(([format, label]) => {
+    const file = level[format].split("/").pop().replace(/\?.*/, "");
+    return [label, level[format], `${job.video.name}${several ? `-tau${level.tau}` : ""}-${file}`];
   });
-  made.push(["Manifest", job.links.manifest, `${job.video.name}-manifest.json`]);
-  $("downloads").replaceChildren(...made.map(([label, href, name]) => {
+  downloads.push(["Manifest", job.links.manifest, `${job.video.name}-manifest.json`]);
+  $("downloads").replaceChildren(...downloads.map(([label, href, name]) => {
     const link = Object.assign(document.createElement("a"), { textContent: label, href, download: name });
     if (hasKey()) link.onclick = (event) => {
       event.preventDefault();
-      save(href, name).catch(complain);
+      save(href, name).catch(showProblem);
     };
     return link;
   }));
@@ -367,13 +367,13 @@ function offerOverlay(job) {
 async function save(href, name) {
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await (await get(href)).blob()), download: name });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000); // the browser may read it only after it has asked where to
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000); // the browser may read it only after the user has chosen a folder
 }
 
-/** The curl command that starts exactly this job. */
+/** The curl command that submits the same job. */
 function command(job) {
   const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  const fields = Object.entries(job.params).flatMap(([name, value]) => [value].flat().map((one) => `-F ${quote(`${name}=${one}`)}`));
+  const fields = Object.entries(job.params).flatMap(([name, value]) => [value].flat().map((item) => `-F ${quote(`${name}=${item}`)}`));
   const auth = hasKey() ? ['-H "Authorization: Bearer $UVOS_API_KEY"'] : [];
   return ["curl", ...auth, `-F ${quote(`video=@${job.video.name}.mp4`)}`, ...fields, `${location.origin}/segment`].join(" \\\n  ");
 }
@@ -384,11 +384,11 @@ async function listJobs(cursor = "") {
     const row = document.createElement("li");
     const link = Object.assign(document.createElement("a"), { href: `#/jobs/${job.id}` });
     if (location.hash.endsWith(job.id)) link.setAttribute("aria-current", "page");
-    const made = new Date(job.created_at);
+    const created = new Date(job.created_at);
     link.append(
       Object.assign(document.createElement("b"), { textContent: job.video.name }),
       Object.assign(document.createElement("span"), { className: `pill ${job.status}`, textContent: job.status }),
-      Object.assign(document.createElement("time"), { className: "muted small", dateTime: job.created_at, textContent: made.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) }),
+      Object.assign(document.createElement("time"), { className: "muted small", dateTime: job.created_at, textContent: created.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) }),
     );
     row.append(link);
     return row;
@@ -397,7 +397,7 @@ async function listJobs(cursor = "") {
   else $("jobs").replaceChildren(...rows);
   $("list").hidden = !$("jobs").children.length;
   $("older").hidden = !page.next;
-  $("older").onclick = () => listJobs(page.next).catch(complain);
+  $("older").onclick = () => listJobs(page.next).catch(showProblem);
 }
 
 async function showWorkers() {
@@ -411,11 +411,11 @@ async function showWorkers() {
   }
 }
 
-// --- what a person does
+// --- user input
 
 const takeFile = (file) => file && begin(file, file.name);
 $("file").onchange = ({ target }) => takeFile(target.files[0]);
-$("sample").onclick = async () => begin(await (await fetch(SAMPLE)).blob(), "sample.mp4").catch(complain);
+$("sample").onclick = async () => begin(await (await fetch(SAMPLE)).blob(), "sample.mp4").catch(showProblem);
 addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("over");

@@ -1,35 +1,35 @@
-// What can be shown over the video: the result of each level, and the rounds that led to it. Every layer gives a
-// label map for a frame; colours stay with the larger part from one layer to the next.
+// Layers that can be drawn over the video: the result of each level, and the rounds of Algorithm 1 before it. A layer
+// renders label maps; between adjacent layers, a colour follows the largest overlap.
 
 import { area, paint, runs } from "/page/rle.js";
 
-const MAPS_KEPT = 48;
-const LARGEST_MAP = 960; // pixels on the longer side: enough for a screen, quick enough for every frame
-const MOST_GROUPS = 160; // a round with more than these is noise to the eye
+const CACHED_MAPS = 48;
+const MAX_SIDE = 960; // pixels of the longer side: enough for a screen, fast enough for playback
+const MAX_CLUSTERS = 160; // rounds with more clusters look like noise
 const COMPARED_FRAMES = 12;
-const PAUSE_EVERY_MS = 24;
+const YIELD_EVERY_MS = 24;
 
-const breathe = () => new Promise((resolve) => setTimeout(resolve));
+const yieldToBrowser = () => new Promise((resolve) => setTimeout(resolve));
 
 class Layer {
   constructor(title, kind, tau, size, frames) {
     Object.assign(this, { title, kind, tau, frames, objects: [], maps: new Map() });
     const [height, width] = size;
-    this.step = Math.max(1, Math.ceil(Math.max(height, width) / LARGEST_MAP));
+    this.step = Math.max(1, Math.ceil(Math.max(height, width) / MAX_SIDE));
     this.videoHeight = height;
     this.videoWidth = width;
     this.height = Math.ceil(height / this.step);
     this.width = Math.ceil(width / this.step);
   }
 
-  /** Labels of a frame, row by row; kept for a while. */
+  /** Label map of a frame, row-major, from an LRU cache. */
   map(frame) {
-    let found = this.maps.get(frame);
-    if (found) this.maps.delete(frame);
-    else found = this.draw(frame);
-    this.maps.set(frame, found);
-    if (this.maps.size > MAPS_KEPT) this.maps.delete(this.maps.keys().next().value);
-    return found;
+    let labels = this.maps.get(frame);
+    if (labels) this.maps.delete(frame);
+    else labels = this.draw(frame);
+    this.maps.set(frame, labels);
+    if (this.maps.size > CACHED_MAPS) this.maps.delete(this.maps.keys().next().value);
+    return labels;
   }
 }
 
@@ -38,20 +38,20 @@ export class LevelLayer extends Layer {
   static async of(level, document, isCurrent) {
     const layer = new LevelLayer(`τ ${level.name}`, "level", level.tau, document.size, document.frames);
     const byId = new Map();
-    for (const [index, each] of level.objects.entries()) {
-      byId.set(each.id, { id: each.id, color: hue(index), first: each.first_frame, last: each.last_frame, areas: new Float32Array(document.frames.length) });
+    for (const [index, item] of level.objects.entries()) {
+      byId.set(item.id, { id: item.id, color: hue(index), first: item.first_frame, last: item.last_frame, areas: new Float32Array(document.frames.length) });
     }
-    let paused = performance.now();
+    let yieldedAt = performance.now();
     const pixels = document.size[0] * document.size[1];
     for (const [index, frame] of document.frames.entries()) {
-      for (const each of frame.objects) {
-        const object = byId.get(each.id);
-        if (object) object.areas[index] = area(runs(each.rle.counts)) / pixels;
+      for (const item of frame.objects) {
+        const object = byId.get(item.id);
+        if (object) object.areas[index] = area(runs(item.rle.counts)) / pixels;
       }
-      if (performance.now() - paused > PAUSE_EVERY_MS) {
-        await breathe();
+      if (performance.now() - yieldedAt > YIELD_EVERY_MS) {
+        await yieldToBrowser();
         if (!isCurrent()) return null;
-        paused = performance.now();
+        yieldedAt = performance.now();
       }
     }
     layer.objects = [...byId.values()];
@@ -60,14 +60,14 @@ export class LevelLayer extends Layer {
 
   draw(frame) {
     const labels = new Uint16Array(this.width * this.height);
-    for (const each of this.frames[frame].objects) {
-      paint(labels, this.width, this.videoHeight, this.step, runs(each.rle.counts), each.id);
+    for (const item of this.frames[frame].objects) {
+      paint(labels, this.width, this.videoHeight, this.step, runs(item.rle.counts), item.id);
     }
     return labels;
   }
 }
 
-/** The groups of patches after one round. Where the level sees background, a group is not shown. */
+/** Clusters of patches after one round; clusters mostly on the background of the level are hidden. */
 class RoundLayer extends Layer {
   constructor(level, document, groups, count, number, result) {
     super(`τ ${level.name} · round ${number}`, "round", level.tau, [result.videoHeight, result.videoWidth], document.frames);
@@ -83,9 +83,9 @@ class RoundLayer extends Layer {
         object.last = index;
       }
     }
-    const ground = background(this, result);
-    this.objects = objects.filter((each) => !ground.has(each.id) && each.first >= 0);
-    this.hidden = ground;
+    const hidden = backgroundOf(this, result);
+    this.objects = objects.filter((object) => !hidden.has(object.id) && object.first >= 0);
+    this.hidden = hidden;
     this.maps.clear();
   }
 
@@ -104,13 +104,13 @@ class RoundLayer extends Layer {
   }
 }
 
-/** The rounds of a level before its last, coarsest first thrown out where they are too many. */
+/** Layers for the rounds of a level before the last one, without rounds that have too many clusters. */
 export function roundLayers(level, document, result) {
   const layers = [];
   let groups = Array.from({ length: level.rounds[0].centroids }, (_, index) => index);
   level.rounds.slice(0, -1).forEach((round, number) => {
     if (number > 0) groups = groups.map((group) => round.parents[group]);
-    if (round.centroids <= MOST_GROUPS) layers.push(new RoundLayer(level, document, groups, round.centroids, number + 1, result));
+    if (round.centroids <= MAX_CLUSTERS) layers.push(new RoundLayer(level, document, groups, round.centroids, number + 1, result));
   });
   return layers;
 }
@@ -120,14 +120,14 @@ function* sampled(frames) {
   for (let frame = 0; frame < frames; frame += step) yield Math.floor(frame);
 }
 
-/** How many pixels each pair of labels shares, as [one, other, pixels], most first. */
-function overlaps(one, other) {
+/** Overlap of each pair of labels, as [label a, label b, pixels], largest first. */
+function overlaps(first, second) {
   const counts = new Map();
-  for (const frame of sampled(one.frames.length)) {
-    const a = one.map(frame), b = other.map(frame), stride = Math.max(1, Math.round(one.width / 160));
-    for (let y = 0; y < one.height; y += stride) {
-      for (let x = 0; x < one.width; x += stride) {
-        const pair = a[y * one.width + x] * 65536 + b[y * one.width + x];
+  for (const frame of sampled(first.frames.length)) {
+    const a = first.map(frame), b = second.map(frame), stride = Math.max(1, Math.round(first.width / 160));
+    for (let y = 0; y < first.height; y += stride) {
+      for (let x = 0; x < first.width; x += stride) {
+        const pair = a[y * first.width + x] * 65536 + b[y * first.width + x];
         counts.set(pair, (counts.get(pair) || 0) + 1);
       }
     }
@@ -135,8 +135,8 @@ function overlaps(one, other) {
   return [...counts].map(([pair, pixels]) => [Math.floor(pair / 65536), pair % 65536, pixels]).sort((p, q) => q[2] - p[2]);
 }
 
-/** Groups that lie mostly where the level sees background. */
-function background(layer, result) {
+/** Ids of clusters that lie mostly on the background of the level. */
+function backgroundOf(layer, result) {
   const inside = new Map(), outside = new Map();
   for (const [id, label, pixels] of overlaps(layer, result)) {
     const into = label ? inside : outside;
@@ -145,12 +145,12 @@ function background(layer, result) {
   return new Set([...outside].filter(([id, pixels]) => pixels > (inside.get(id) || 0)).map(([id]) => id));
 }
 
-/** Give each layer colours: from its neighbour nearer to `base` the largest share of an object keeps the colour. */
+/** Assign colours, outwards from layer `base`: a colour passes to the object with the largest overlap. */
 export function colorLayers(layers, base) {
-  const palette = layers[base].objects.map((each, index) => (each.color = hue(index)));
+  const palette = layers[base].objects.map((object, index) => (object.color = hue(index)));
   const spread = (from, to) => {
-    const before = new Map(layers[from].objects.map((each) => [each.id, each.color]));
-    const byId = new Map(layers[to].objects.map((each) => [each.id, each]));
+    const before = new Map(layers[from].objects.map((object) => [object.id, object.color]));
+    const byId = new Map(layers[to].objects.map((object) => [object.id, object]));
     const used = new Set(), given = new Set();
     for (const [old, fresh] of overlaps(layers[from], layers[to])) {
       if (!old || !fresh || used.has(old) || given.has(fresh) || !before.has(old) || !byId.has(fresh)) continue;
@@ -160,10 +160,10 @@ export function colorLayers(layers, base) {
     }
     const taken = new Set([...given].map((id) => byId.get(id).color));
     let next = 0;
-    for (const each of layers[to].objects) {
-      if (given.has(each.id)) continue;
-      do each.color = hue(next++); while (taken.has(each.color) || palette.includes(each.color));
-      taken.add(each.color);
+    for (const object of layers[to].objects) {
+      if (given.has(object.id)) continue;
+      do object.color = hue(next++); while (taken.has(object.color) || palette.includes(object.color));
+      taken.add(object.color);
     }
   };
   for (let i = base; i > 0; i--) spread(i, i - 1);
@@ -172,7 +172,7 @@ export function colorLayers(layers, base) {
 
 const BRIGHT = ["#ff5d5d", "#3d8bff", "#ffc53d", "#25c27a", "#b06cff", "#ff8a3d", "#18c5d9", "#ff6fb5", "#9ad32e", "#7d7aff"];
 
-/** Colours without end, far from one another; brighter than those of the palette files. */
+/** An unlimited sequence of distinct colours, brighter than the palette of the PNG files. */
 export function hue(index) {
   if (index < BRIGHT.length) return BRIGHT[index];
   const h = (index * 137.508 + 20) % 360, s = 0.72, l = index % 2 ? 0.62 : 0.5;

@@ -1,6 +1,6 @@
-// The video with the masks over it, in step: while it plays, while it is scrubbed, and without a video at all.
+// Draws the masks over the video, synchronised while it plays and while the user seeks; also works without a video.
 
-const EARLY_S = 0.004; // a browser tells times to the microsecond, files to the millisecond
+const TOLERANCE_S = 0.004; // browsers report microseconds, containers store milliseconds
 
 export class Player {
   constructor({ video, canvas, onFrame }) {
@@ -14,7 +14,7 @@ export class Player {
     video.addEventListener("seeked", () => this.shown(this.video.currentTime));
   }
 
-  /** Show other masks; `src` is the video's address, null where there is none. */
+  /** Show another job; `src` is the URL of the video, or null. */
   open(times, src) {
     this.pause();
     this.session++;
@@ -39,11 +39,11 @@ export class Player {
       this.seek(this.frame);
       this.redraw();
     };
-    this.video.onerror = () => this.video.removeAttribute("src"); // a codec this browser does not know: masks alone
+    this.video.onerror = () => this.video.removeAttribute("src"); // unsupported codec: show masks only
     this.watch(session);
   }
 
-  /** Follow the frames that the browser shows. */
+  /** Follow the frames that the browser presents. */
   watch(session) {
     const next = (callback) =>
       this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback((_, data) => callback(data.mediaTime)) : requestAnimationFrame(() => callback(this.video.currentTime));
@@ -55,20 +55,20 @@ export class Player {
     next(step);
   }
 
-  /** The browser says what it shows. A frame that was asked for stays, whatever is told late of those before it. */
+  /** Handle a presented frame; after a seek, late reports of earlier frames are ignored. */
   shown(time) {
     if (!this.hasVideo || this.held) return;
     const last = this.times[this.times.length - 1];
-    if (this.playing && time > last + this.gap(this.times.length - 1) + EARLY_S) return this.seek(0, true); // the part is over
+    if (this.playing && time > last + this.gap(this.times.length - 1) + TOLERANCE_S) return this.seek(0, true); // end of the segmented part
     this.show(this.at(time));
   }
 
-  /** The frame that is shown at a time. */
+  /** Index of the frame presented at a time. */
   at(time) {
     let low = 0, high = this.times.length - 1;
     while (low < high) {
       const middle = (low + high + 1) >> 1;
-      if (this.times[middle] <= time + EARLY_S) low = middle;
+      if (this.times[middle] <= time + TOLERANCE_S) low = middle;
       else high = middle - 1;
     }
     return low;
@@ -92,7 +92,7 @@ export class Player {
     if (!keepPlaying) this.pause();
     this.held = !keepPlaying;
     if (this.hasVideo) {
-      this.video.currentTime = this.times[frame] + this.gap(frame) * 0.4; // inside the frame, not on its edge
+      this.video.currentTime = this.times[frame] + this.gap(frame) * 0.4; // within the frame, away from its boundaries
       if (keepPlaying) this.video.play();
     }
     this.show(frame);
@@ -112,17 +112,17 @@ export class Player {
     this.onFrame(this.frame);
   }
 
-  /** Without a video, the clock of the page leads. */
-  tick(session, began, from) {
+  /** Advance by the page's clock when there is no video. */
+  tick(session, startedAt, from) {
     requestAnimationFrame((now) => {
       if (!this.playing || session !== this.session || this.hasVideo) return;
-      const time = from + (now - began) / 1000;
+      const time = from + (now - startedAt) / 1000;
       if (time > this.times[this.times.length - 1] + this.gap(this.times.length - 1)) {
         this.show(0);
         return this.tick(session, now, this.times[0]);
       }
       this.show(this.at(time));
-      this.tick(session, began, from);
+      this.tick(session, startedAt, from);
     });
   }
 
@@ -151,14 +151,14 @@ export class Player {
     const { width, height } = layer, labels = layer.map(this.frame), pixels = this.pixels;
     const fill = new Uint32Array(65536), line = new Uint32Array(65536);
     const strength = this.hasVideo ? this.opacity : Math.max(this.opacity, 0.9);
-    for (const each of layer.objects) {
-      if (this.hidden.has(each.id)) continue;
-      const value = parseInt(each.color.slice(1), 16);
+    for (const object of layer.objects) {
+      if (this.hidden.has(object.id)) continue;
+      const value = parseInt(object.color.slice(1), 16);
       const [r, g, b] = [value >> 16, (value >> 8) & 255, value & 255];
-      const faded = this.lit !== null && this.lit !== each.id ? 0.25 : 1;
-      const boost = this.lit === each.id ? Math.min(1, strength + 0.3) : strength;
-      fill[each.id] = ((Math.round(255 * boost * faded) << 24) | (b << 16) | (g << 8) | r) >>> 0;
-      line[each.id] = ((Math.round(255 * faded) << 24) | (b << 16) | (g << 8) | r) >>> 0;
+      const faded = this.lit !== null && this.lit !== object.id ? 0.25 : 1;
+      const boost = this.lit === object.id ? Math.min(1, strength + 0.3) : strength;
+      fill[object.id] = ((Math.round(255 * boost * faded) << 24) | (b << 16) | (g << 8) | r) >>> 0;
+      line[object.id] = ((Math.round(255 * faded) << 24) | (b << 16) | (g << 8) | r) >>> 0;
     }
     const rest = this.dim && this.hasVideo ? 0xa0000000 : 0;
     for (let y = 0, i = 0; y < height; y++) {

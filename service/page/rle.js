@@ -1,8 +1,8 @@
-// COCO run lengths: text to runs, runs to pixels.
+// Decodes COCO RLE to run lengths, areas and pixels.
 
-/** The run lengths of `counts`: zeros and ones in turn, down the columns, zeros first. */
+/** Run lengths of `counts`: alternately 0 and 1, starting with 0, column-major. */
 export function runs(counts) {
-  const found = [];
+  const lengths = [];
   let at = 0;
   while (at < counts.length) {
     let value = 0, shift = 0, digit;
@@ -12,20 +12,20 @@ export function runs(counts) {
       shift += 5;
     } while (digit & 32);
     if (digit & 16 && shift < 32) value |= -1 << shift;
-    if (found.length > 2) value += found[found.length - 2];
-    found.push(value);
+    if (lengths.length > 2) value += lengths[lengths.length - 2];
+    lengths.push(value);
   }
-  return found;
+  return lengths;
 }
 
-/** Pixels of a mask. */
+/** Number of pixels of a mask. */
 export function area(lengths) {
   let sum = 0;
   for (let i = 1; i < lengths.length; i += 2) sum += lengths[i];
   return sum;
 }
 
-/** Write `label` into a map of every `step`-th pixel of a picture of `height` rows. */
+/** Write `label` into a map that has every `step`-th pixel of a frame with `height` rows. */
 export function paint(map, width, height, step, lengths, label) {
   let start = 0;
   for (let i = 0; i < lengths.length; i++) {

@@ -1,4 +1,4 @@
-"""A person at the page: a Chromium from the system's packages, and what hands and eyes do."""
+"""User actions on the page in a Chromium from the system packages."""
 
 import base64
 import os
@@ -20,24 +20,24 @@ FRAMES = 16
 JOB_MS = 120_000
 
 needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("REQUIRE_BROWSER") != "1", reason="there is no Chromium here"
+    CHROMIUM is None and os.environ.get("REQUIRE_BROWSER") != "1", reason="Chromium is not installed"
 )
 
 
 @contextmanager
 def opened(browser: Browser, url: str, *, width: int = 1200, dark: bool = False) -> Iterator[Page]:
-    """The page, of which no address outside the service and no error is accepted."""
+    """Open the page; fails on script errors and on requests to other origins."""
     context = browser.new_context(
         base_url=url, viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
     )
     page = context.new_page()
     page.set_default_timeout(20_000)
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if is_error(message) else None)
+    violations: list[str] = []
+    page.on("pageerror", lambda error: violations.append(str(error)))
+    page.on("console", lambda message: violations.append(message.text) if is_error(message) else None)
     page.on(
         "request",
-        lambda request: wrong.append(request.url) if not request.url.startswith((url, "blob:" + url)) else None,
+        lambda request: violations.append(request.url) if not request.url.startswith((url, "blob:" + url)) else None,
     )
     page.goto("/")
     expect(page.locator("#start")).to_be_visible()
@@ -46,16 +46,16 @@ def opened(browser: Browser, url: str, *, width: int = 1200, dark: bool = False)
         yield page
     finally:
         context.close()
-    assert wrong == [], wrong
+    assert violations == [], violations
 
 
 def is_error(message: ConsoleMessage) -> bool:
-    """Whether the page failed; that the service refused something is told on the page."""
+    """Whether a console message is a script error; rejected requests are shown on the page instead."""
     return message.type == "error" and not message.text.startswith("Failed to load resource: the server responded")
 
 
 def drop(page: Page, video: Path) -> None:
-    """Drop a file as a person does."""
+    """Drop a file on the page."""
     page.evaluate(
         """([name, data]) => {
             const transfer = new DataTransfer();
@@ -71,11 +71,11 @@ def drop(page: Page, video: Path) -> None:
 def options(page: Page, tau: str = "1, 0.3") -> None:
     page.click("#start summary")
     page.fill("[name=tau]", tau)
-    page.select_option("[name=background]", "keep")  # so that there is something to see, whatever the model
+    page.select_option("[name=background]", "keep")  # shows masks whatever the model finds
 
 
 def painted(page: Page) -> int:
-    """Pixels of the canvas that are not transparent."""
+    """Number of pixels of the canvas that are not transparent."""
     count: int = page.evaluate(
         """() => {
             const canvas = document.querySelector("#canvas");
@@ -94,7 +94,7 @@ def scrub(page: Page, frame: int) -> None:
 
 
 def take_downloads(page: Page, folder: Path) -> None:
-    """Take every download that a result offers; each must be a file with something in it, archives every frame."""
+    """Download all files of a result; none may be empty, and archives must contain every frame."""
     links = page.locator("#downloads a")
     expect(links).to_have_text(["PNG masks", "RLE JSON", "Overlay MP4", "YouTube-VIS", "CVAT XML", "Manifest"])
     for index in range(links.count()):

@@ -1,4 +1,4 @@
-"""The code that the documentation shows."""
+"""Code blocks of the documentation."""
 
 import re
 from pathlib import Path

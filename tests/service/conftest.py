@@ -1,10 +1,5 @@
-"""An API in a process of its own, as `uvos serve` starts it; one that asks for keys; a browser."""
+"""An API that requires keys, and a browser."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,36 +16,9 @@ from tests.service.live import running_api
 from tests.videos import Shape, make_scene, write_video
 
 
-@pytest.fixture(scope="session")
-def port(valkey: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where it listens; there is no worker."""
-    folder = tmp_path_factory.mktemp("api")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    environment = os.environ | {"UVOS_REDIS_URL": valkey.url, "UVOS_DATA_DIR": str(folder / "data")}
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(number)]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, env=environment, stderr=log) as process:
-        _wait_for(number, process)
-        yield number
-        process.terminate()
-
-
-def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise AssertionError("the API did not start")
-
-
 @dataclass(frozen=True)
 class Guarded:
-    """A service that asks for keys."""
+    """A service that requires API keys, with the keys of two owners."""
 
     url: str
     ada: str
@@ -59,8 +27,8 @@ class Guarded:
 
 @pytest.fixture(scope="session")
 def guarded(service_url: str, service_data: Path) -> Iterator[Guarded]:
-    """A second API over the queue and the worker of the first: this one asks for keys."""
-    assert service_url  # it has started
+    """A second API on the queue and the worker of the first; it requires API keys."""
+    assert service_url
     ada, bob = new_key(), new_key()
     settings = Settings(
         redis_url=SecretStr(EmbeddedServer(service_data / "queue").url),

@@ -1,7 +1,7 @@
 """Mutated uploads over HTTP, through the whole service: `python -m tests.service.fuzz [COUNT] [SEED]`.
 
-Each is answered with a problem or with a job, each job ends with masks or with a reason, the worker's child lives
-through all of them. Prints what became of them; exits 1 where one of that does not hold.
+Every upload must get a problem or a job, every job must succeed or fail with a reason, and the worker must survive.
+Prints the outcomes; exits with status 1 if any of this is violated.
 """
 
 import os
@@ -24,9 +24,9 @@ from tests.worker.video.fuzz_decode import MUTATIONS, SEEDS
 from uvos.contract import Status
 
 BOUNDARY = b"a-boundary-of-no-video"
-WAITING = 100  # jobs that may wait before more is sent
-DECODED = 0.06  # share of the files that get past the door: each costs a process and a decoder
-PATIENCE_S = 600.0
+MAX_OPEN_JOBS = 100  # before more uploads are sent
+DECODED_SHARE = 0.06  # share of files with an intact signature: each costs a decoder process
+END_TIMEOUT_S = 600.0
 FIELDS: dict[str, tuple[str, ...]] = {
     "tau": ("1", "0.5", "0", "-1", "nan", "inf", "1e400", "", "1,5", "٣", "0x1", "1" * 5000),
     "key_ratio": ("0.1", "1", "0", "2", "nan"),
@@ -46,9 +46,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def form(draw: random.Random, video: bytes) -> tuple[bytes, dict[str, str]]:
-    """A multipart body, whole or broken, and its headers."""
+    """A multipart body, intact or mutated, and its headers."""
     fields = [(name, draw.choice(FIELDS[name])) for name in draw.choices(list(FIELDS), k=draw.choice((0, 0, 1, 3)))]
-    if draw.random() < DECODED * 2:
+    if draw.random() < DECODED_SHARE * 2:
         fields = []
     name = draw.choice((b"a.mp4", b"../../x.mp4", b"\xff\xfe", b'a\\".mp4', b"a" * 300, b""))
     parts = [b'Content-Disposition: form-data; name="video"; filename="' + name + b'"\r\n\r\n' + video]
@@ -57,9 +57,9 @@ def form(draw: random.Random, video: bytes) -> tuple[bytes, dict[str, str]]:
     body = b"".join(b"--" + BOUNDARY + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + BOUNDARY + b"--\r\n"
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
     if draw.random() < 0.2:
-        broken = bytearray(body)
-        draw.choice(MUTATIONS)(broken, draw)
-        body = bytes(broken)
+        mutable = bytearray(body)
+        draw.choice(MUTATIONS)(mutable, draw)
+        body = bytes(mutable)
     if draw.random() < 0.05:
         headers["Content-Type"] = draw.choice(
             (
@@ -76,23 +76,23 @@ def form(draw: random.Random, video: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def mutated(draw: random.Random, video: bytes) -> bytes:
-    """The video with something wrong; mostly already in the bytes by which the door knows it."""
+    """A mutated video; mostly with a mutated signature, too."""
     data = bytearray(video)
     for mutate in draw.choices(MUTATIONS, k=draw.choice((1, 1, 2, 3))):
         if len(data) > 16:
             mutate(data, draw)
-    if draw.random() > DECODED:
+    if draw.random() > DECODED_SHARE:
         data[: draw.choice((4, 12, 200))] = draw.randbytes(draw.choice((0, 4, 12, 200)))
     return bytes(data)
 
 
 def fuzz(url: str, data: Path, *, count: int, seed: int) -> Counter[str]:
-    """Send `count` of them; what became of them, faults under "FAULT ..."."""
+    """Send `count` uploads; counts of the outcomes, with violations as "FAULT ..."."""
     storage = Storage(data, result_ttl_s=3600)
     frames = make_scene(frames=4, size=(48, 64)).frames
     with tempfile.TemporaryDirectory() as folder:
         seeds = [write_video(Path(folder) / name, frames, **options).read_bytes() for name, options in SEEDS.items()]
-    seen: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     jobs: set[str] = set()
     with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
         for number in range(count):
@@ -100,29 +100,29 @@ def fuzz(url: str, data: Path, *, count: int, seed: int) -> Counter[str]:
             body, headers = form(draw, mutated(draw, seeds[number % len(seeds)]))
             raw = {name: value.encode("latin-1") for name, value in headers.items()}
             response = http.post("/segment", content=body, headers=raw)
-            kind = response.headers.get("content-type", "")
+            media_type = response.headers.get("content-type", "")
             if response.status_code == 202:
                 jobs.add(response.json()["id"])
-            elif response.status_code >= 500 or kind != "application/problem+json":
-                seen[f"FAULT {response.status_code} {kind}"] += 1
+            elif response.status_code >= 500 or media_type != "application/problem+json":
+                outcomes[f"FAULT {response.status_code} {media_type}"] += 1
                 print(
                     f"FAULT: number {number} of seed {seed}: {response.status_code} {response.text[:300]}", flush=True
                 )
-            seen[str(response.status_code)] += 1
+            outcomes[str(response.status_code)] += 1
             if number % 50 == 0:
-                _wait(storage, WAITING)
+                _wait(storage, MAX_OPEN_JOBS)
     _wait(storage, 0)
     for job_id in jobs:
         end = storage.end(job_id)
         assert end is not None
         why = end.error.type.removeprefix("/problems/") if end.error else end.status.value
         is_fault = end.status != Status.succeeded and why in ("internal-error", "too-many-attempts", "canceled")
-        seen[f"FAULT job {job_id} {why}" if is_fault else f"job {why}"] += 1
-    return seen
+        outcomes[f"FAULT job {job_id} {why}" if is_fault else f"job {why}"] += 1
+    return outcomes
 
 
 def check_openapi(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Schemathesis over the running service: no server error, no status and no content that is not documented."""
+    """Run Schemathesis: no server error, no undocumented status or content."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     program = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
     command = [*program, "run", f"{url}/openapi.json", "--checks", checks, "--continue-on-failure", *arguments]
@@ -130,15 +130,15 @@ def check_openapi(url: str, *arguments: str) -> "subprocess.CompletedProcess[str
 
 
 def _wait(storage: Storage, waiting: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + END_TIMEOUT_S
     while len(storage.open_jobs()) > waiting:
-        assert time.monotonic() < deadline, f"{len(storage.open_jobs())} jobs do not end"
+        assert time.monotonic() < deadline, f"{len(storage.open_jobs())} jobs did not end"
         time.sleep(0.1)
 
 
 def main() -> int:
     count, seed = (int(argument) for argument in (*sys.argv[1:], "10000", "0")[:2])
-    began = time.monotonic()
+    started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uvos-fuzz-") as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -151,22 +151,24 @@ def main() -> int:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_warm(url)
-            seen = fuzz(url, Path(folder), count=count, seed=seed)
+            outcomes = fuzz(url, Path(folder), count=count, seed=seed)
             schema = check_openapi(url, "--max-examples", "100", "--seed", str(seed))
         finally:
             service.send_signal(signal.SIGINT)
             service.wait(60)
-        told = log.read_text(errors="replace")
-        restarts = len(re.findall(r"the child (?:died|is not|did not)|a worker ended", told))
-        tracebacks = len(re.findall(r"^Traceback", told, re.MULTILINE))  # the decoder's last words are told in a line
-    print(f"{count} uploads in {time.monotonic() - began:.0f} s, seed {seed}:", dict(sorted(seen.items())))
+        log_text = log.read_text(errors="replace")
+        restarts = len(re.findall(r"the child (?:died|is not|did not)|a worker exited", log_text))
+        tracebacks = len(
+            re.findall(r"^Traceback", log_text, re.MULTILINE)
+        )  # stderr of the decoder is logged as one line
+    print(f"{count} uploads in {time.monotonic() - started_at:.0f} s, seed {seed}:", dict(sorted(outcomes.items())))
     print(f"restarts of the child or the worker: {restarts}, tracebacks in the log: {tracebacks}")
     if tracebacks:
-        print(told[told.index("\nTraceback") :][:3000])
+        print(log_text[log_text.index("\nTraceback") :][:3000])
     print(
         "against the OpenAPI:", schema.stdout[-1500:] if schema.returncode else "no server error, nothing undocumented"
     )
-    return int(bool(restarts or tracebacks or schema.returncode or any(key.startswith("FAULT") for key in seen)))
+    return int(bool(restarts or tracebacks or schema.returncode or any(key.startswith("FAULT") for key in outcomes)))
 
 
 def _wait_until_warm(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The documentation is true: its tables are the code's, its links lead somewhere, its commands run."""
+"""The documentation matches the code: tables are generated, links resolve, commands run."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from docs import reference
 from service import cli
+from service.api.problem_types import PROBLEM_TYPES
 from service.settings import Settings
 from tests.service.code_blocks import BLOCK, ROOT, blocks
 from uvos import errors
@@ -27,35 +28,33 @@ from worker import cli as worker_cli
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_the_tables_of_limits_and_errors_are_those_of_the_code() -> None:
+def test_the_tables_of_limits_and_errors_are_generated_from_the_code() -> None:
     text = reference.PAGE.read_text(encoding="utf-8")
     assert text == reference.filled(text), "run `python -m docs.reference`"
     assert errors.TooManyFrames.type() in text
     assert all(f"UVOS_{name.upper()}" in text for name in Settings.model_fields)
 
 
-def test_every_failure_says_what_helps() -> None:
-    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.UvosError)]
-    assert all(kind.remedy for kind in kinds if kind is not errors.UvosError)
+def test_every_problem_type_has_a_remedy() -> None:
+    assert all(error.remedy for error in PROBLEM_TYPES.values())
 
 
-def test_every_parameter_is_explained() -> None:
+def test_every_parameter_is_documented() -> None:
     text = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     missing = [name for name in SegmentParams.model_fields if f"`{name}`" not in text]
     assert missing == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_resolve(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in link:
             assert (page.parent / link).exists(), link
 
 
-def test_the_type_of_a_problem_is_where_it_is_explained(http: TestClient) -> None:
+def test_the_type_of_a_problem_is_the_path_of_its_description(http: TestClient) -> None:
     refused = http.get("/jobs/0123abc").json()
-    told = http.get(refused["type"]).json()
-    assert told == {
+    assert http.get(refused["type"]).json() == {
         "type": refused["type"],
         "title": refused["title"],
         "status": 404,
@@ -70,7 +69,7 @@ CLIENT_VARIABLES = {"UVOS_URL", "UVOS_API_KEY"}
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """The words of every command that a page names, in its blocks and in its sentences."""
+    """The words of every command on a page, in code blocks and in text."""
     lines = [
         line for kind, code in BLOCK.findall(text) if kind == "sh" for line in code.replace("\\\n", "").splitlines()
     ]
@@ -84,7 +83,7 @@ def commands_of(text: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
-def test_commands_that_pages_name_exist_with_their_options(page: Path) -> None:
+def test_commands_in_the_documentation_exist_with_their_options(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     text = page.read_text(encoding="utf-8")
     for name, *words in commands_of(text):
@@ -99,19 +98,19 @@ def test_commands_that_pages_name_exist_with_their_options(page: Path) -> None:
 
 
 def unknown_words(name: str, words: list[str]) -> list[str]:
-    """The words that are neither a command nor an option of the one before; arguments are anything."""
+    """Words that are neither a command nor an option of it; arguments are not checked."""
     command = COMMANDS[name]
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         if words[0] not in command.commands:
             return words[:1]
         command, words = command.commands[words[0]], words[1:]
-    known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
-    return [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+    options = {option for known in command.params for option in (*known.opts, *known.secondary_opts)} | {"--help"}
+    return [word for word in words if word.startswith("-") and word.partition("=")[0] not in options]
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder as the commands expect it: the sample, and the installed commands on the PATH."""
+    """A folder with the sample and the installed commands, as the documentation assumes."""
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "sample.mp4").write_bytes((ROOT / "examples" / "sample.mp4").read_bytes())
     commands = tmp_path / ".venv" / "bin"
@@ -124,7 +123,7 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def run_shell(lines: list[str], service_url: str, workplace: Path) -> str:
-    """What the commands print, sent to the service of the tests."""
+    """Run commands against the service of the tests and return their output."""
     done = subprocess.run(
         ["sh", "-c", "\n".join(["set -eu", *lines]).replace("http://127.0.0.1:8000", service_url)],
         cwd=workplace,
@@ -142,8 +141,8 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the comman
 
 @needs_curl
 def test_the_commands_of_the_first_ten_minutes_run(service_url: str, workplace: Path) -> None:
-    told = run_shell(blocks("first-ten-minutes.md", "sh", after="<!-- run:"), service_url, workplace)
-    assert '"status": "succeeded"' in told
+    output = run_shell(blocks("first-ten-minutes.md", "sh", after="<!-- run:"), service_url, workplace)
+    assert '"status": "succeeded"' in output
     assert (workplace / "overlay.mp4").stat().st_size > 1000
     assert (workplace / "cvat.xml").read_text().startswith("<?xml")
     assert (workplace / "many" / "two" / "manifest.json").is_file()
@@ -151,16 +150,16 @@ def test_the_commands_of_the_first_ten_minutes_run(service_url: str, workplace: 
 
 @needs_curl
 def test_the_commands_of_the_http_api_run(service_url: str, workplace: Path) -> None:
-    told = run_shell(blocks("http-api.md", "sh", after="<!-- run:"), service_url, workplace)
-    (job_id,) = set(re.findall(r'\{"id":"(\w+)"', told.partition('{"jobs":')[0]))  # of the three ways to wait
-    assert "event: end" in told
-    assert '"jobs":[{' in told
+    output = run_shell(blocks("http-api.md", "sh", after="<!-- run:"), service_url, workplace)
+    (job_id,) = set(re.findall(r'\{"id":"(\w+)"', output.partition('{"jobs":')[0]))  # printed by the three ways to wait
+    assert "event: end" in output
+    assert '"jobs":[{' in output
     assert len(zipfile.ZipFile(workplace / "masks.zip").namelist()) == len(
         json.loads((workplace / "rle.json").read_text())["frames"]
     )
     assert (workplace / "00000.png").read_bytes().startswith(b"\x89PNG")
-    gone = httpx.get(f"{service_url}/jobs/{job_id}", trust_env=False)
-    assert gone.status_code == 404
+    deleted = httpx.get(f"{service_url}/jobs/{job_id}", trust_env=False)
+    assert deleted.status_code == 404
 
 
 @needs_curl
@@ -168,9 +167,9 @@ def test_the_commands_of_the_readme_run(service_url: str, workplace: Path) -> No
     start, use = (code for code in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")) if code[0] == "sh")
     assert [line.split()[:2] for line in start[1].splitlines() if line] == [["make", "demo"], ["make", "test"]]
     lines = use[1].strip().splitlines()
-    assert lines[0].startswith("make up")  # what `service_url` has done
-    told = run_shell(lines[1:], service_url, workplace)
-    assert '"status":"queued"' in told.replace(" ", "")
+    assert lines[0].startswith("make up")  # `service_url` has started the service
+    output = run_shell(lines[1:], service_url, workplace)
+    assert '"status":"queued"' in output.replace(" ", "")
     assert (workplace / "masks" / "manifest.json").is_file()
 
 

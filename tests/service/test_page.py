@@ -1,4 +1,4 @@
-"""The page in a real browser: drop, wait, scrub, slide, download. Chromium comes from the system's packages."""
+"""The page in Chromium: upload, progress, playback, levels, downloads."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def page(browser: Browser, service_url: str) -> Iterator[Page]:
 
 @pytest.fixture
 def result(page: Page, video: Path) -> Page:
-    """The page with a result: two levels, every format."""
+    """The page with a result: two levels, all formats."""
     options(page)
     drop(page, video)
     expect(page.locator("#result")).to_be_visible(timeout=JOB_MS)
@@ -31,7 +31,7 @@ def result(page: Page, video: Path) -> Page:
 
 
 @needs_browser
-def test_drop_wait_scrub_slide_download(result: Page, tmp_path: Path) -> None:
+def test_upload_playback_levels_and_downloads(result: Page, tmp_path: Path) -> None:
     expect(result.locator("#result-title")).to_have_text("my clip")
     expect(result.locator("#facts")).to_contain_text(f"128×96 · {FRAMES} frames")
     assert painted(result) > 0
@@ -39,8 +39,8 @@ def test_drop_wait_scrub_slide_download(result: Page, tmp_path: Path) -> None:
     for frame in (0, 5, FRAMES - 1):
         scrub(result, frame)
         expect(result.locator("#clock")).to_contain_text(f"{frame}/{FRAMES - 1}")
-        seen = result.evaluate("document.querySelector('#video').currentTime")
-        assert frame / 16 <= seen < (frame + 1) / 16
+        shown_s = result.evaluate("document.querySelector('#video').currentTime")
+        assert frame / 16 <= shown_s < (frame + 1) / 16
 
     requests: list[str] = []
     result.on("request", lambda request: requests.append(request.url))
@@ -55,7 +55,7 @@ def test_drop_wait_scrub_slide_download(result: Page, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_the_keyboard_plays_steps_and_hides(result: Page) -> None:
+def test_the_keyboard_plays_steps_and_hides_objects(result: Page) -> None:
     result.focus("#stage")
     for key, frame in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Shift+ArrowRight", 11)]:
         result.keyboard.press(key)
@@ -67,8 +67,8 @@ def test_the_keyboard_plays_steps_and_hides(result: Page) -> None:
     expect(result.locator("#play")).to_have_attribute("aria-label", "Play")
     result.wait_for_timeout(200)
     frame = int(result.input_value("#scrub"))
-    seen = result.evaluate("document.querySelector('#video').currentTime")
-    assert abs(seen - frame / 16) < 1.6 / 16  # masks are in step with what is shown
+    shown_s = result.evaluate("document.querySelector('#video').currentTime")
+    assert abs(shown_s - frame / 16) < 1.6 / 16  # masks match the presented frame
 
     scrub(result, 3)
     before = painted(result)
@@ -82,7 +82,7 @@ def test_the_keyboard_plays_steps_and_hides(result: Page) -> None:
 
 
 @needs_browser
-def test_the_command_makes_the_same_job(result: Page, service_url: str) -> None:
+def test_the_curl_command_submits_the_same_job(result: Page, service_url: str) -> None:
     result.click("summary:has-text('command line')")
     command = result.inner_text("#curl")
     for part in (f"{service_url}/segment", "video=@my clip.mp4", "tau=1 ", "tau=0.3", "background=keep", "model="):
@@ -116,23 +116,23 @@ def test_a_job_can_be_canceled(page: Page, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_what_is_no_video_is_refused_in_words(page: Page) -> None:
+def test_a_rejected_file_is_explained(page: Page) -> None:
     page.locator("#file").set_input_files({"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"not a video at all"})
     expect(page.locator("#problem")).to_contain_text("Not a video")
 
 
 @needs_browser
-def test_everything_has_a_name_for_a_screen_reader(result: Page) -> None:
-    nameless = result.evaluate(
+def test_all_controls_have_an_accessible_name(result: Page) -> None:
+    unnamed = result.evaluate(
         """() => [...document.querySelectorAll("button, input, select, a, canvas[role], video")]
-            .filter((each) => each.tagName !== "VIDEO" && !(each.getAttribute("aria-label") || each.labels?.length
-                || each.textContent.trim() || each.closest("label")))
-            .map((each) => each.outerHTML)"""
+            .filter((node) => node.tagName !== "VIDEO" && !(node.getAttribute("aria-label") || node.labels?.length
+                || node.textContent.trim() || node.closest("label")))
+            .map((node) => node.outerHTML)"""
     )
-    assert nameless == []
+    assert unnamed == []
 
 
-def test_the_page_is_small_and_shut_in(http: TestClient) -> None:
+def test_the_page_is_small_and_has_a_strict_content_security_policy(http: TestClient) -> None:
     files = [path for path in FOLDER.iterdir() if path.suffix != ".mp4"]
     assert sum(path.stat().st_size for path in files if path.stem != "docs") <= 60_000
     for path in ["/", *(f"/page/{path.name}" for path in files)]:
@@ -152,15 +152,15 @@ def test_the_sample_is_served(http: TestClient) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fapp.py", "%2e%2e/app.py", "app.py", ".", "a" * 100])
-def test_nothing_else_is_served(http: TestClient, name: str) -> None:
+def test_other_files_are_not_served(http: TestClient, name: str) -> None:
     assert http.get(f"/page/{name}").status_code in (404, 422)
 
 
 @needs_browser
-def test_the_api_has_a_page_of_its_own(page: Page) -> None:
+def test_the_api_documentation_lists_all_operations(page: Page) -> None:
     page.goto("/docs")
-    told = page.request.get("/openapi.json").json()["paths"]
-    expect(page.locator(".operation")).to_have_count(sum(len(methods) for methods in told.values()))
+    paths = page.request.get("/openapi.json").json()["paths"]
+    expect(page.locator(".operation")).to_have_count(sum(len(methods) for methods in paths.values()))
     page.locator(".operation", has_text="/segment").locator("summary").click()
     expect(page.locator("#segment")).to_contain_text("key_ratio")
     page.fill("#find", "events")

@@ -1,4 +1,4 @@
-"""The page of a service that asks for keys, and the JavaScript of the documentation, with a key and without."""
+"""The page of a service that requires API keys, and the JavaScript of the documentation."""
 
 import base64
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ def page(browser: Browser, guarded: Guarded) -> Iterator[Page]:
         yield page
 
 
-def show_key(page: Page, key: str) -> None:
+def enter_key(page: Page, key: str) -> None:
     page.locator("#key input").fill(key)
     page.click("#key button")
 
 
 @needs_browser
-def test_a_wrong_key_is_told_and_the_right_one_does_everything(
+def test_an_unknown_key_is_reported_and_a_valid_one_works(
     page: Page, guarded: Guarded, video: Path, tmp_path: Path
 ) -> None:
     expect(page.locator("#key")).to_be_visible()
-    expect(page.locator("#key-told")).to_be_empty()
-    show_key(page, "uvos_of-somebody-else")
-    expect(page.locator("#key-told")).to_have_text("The service does not know this key.")
-    show_key(page, guarded.ada)
+    expect(page.locator("#key-error")).to_be_empty()
+    enter_key(page, "uvos_unknown")
+    expect(page.locator("#key-error")).to_have_text("The API key is unknown.")
+    enter_key(page, guarded.ada)
     expect(page.locator("#key")).to_be_hidden()
 
     options(page)
@@ -54,10 +54,10 @@ def test_a_wrong_key_is_told_and_the_right_one_does_everything(
 
 
 @needs_browser
-def test_a_key_sees_its_own_jobs_and_cancels_them(
+def test_an_owner_sees_and_cancels_only_their_own_jobs(
     page: Page, browser: Browser, guarded: Guarded, tmp_path: Path
 ) -> None:
-    show_key(page, guarded.bob)
+    enter_key(page, guarded.bob)
     expect(page.locator("#key")).to_be_hidden()
     frames = make_scene([Shape("disc", 48, (48, 30), (0, 0.2))], frames=400).frames
     drop(page, write_video(tmp_path / "of bob.mp4", frames))
@@ -68,14 +68,14 @@ def test_a_key_sees_its_own_jobs_and_cancels_them(
     expect(page.locator("#problem")).to_contain_text("Canceled")
     expect(page.locator("#jobs a", has_text="of bob")).to_have_count(1)
     with opened(browser, guarded.url) as other:
-        show_key(other, guarded.ada)
+        enter_key(other, guarded.ada)
         expect(other.locator("#key")).to_be_hidden()
         other.goto(link)
         expect(other.locator("#problem")).to_contain_text("Job not found")
         expect(other.locator("#jobs a", has_text="of bob")).to_have_count(0)
 
 
-PUT_IN = """async (given) => {
+WRAPPER = """async (given) => {
     const {service, key, name, data} = given;
     const file = new File([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], name);
     %s
@@ -96,4 +96,4 @@ def test_the_javascript_of_the_http_api_runs(
         opened(browser, url) as page,
         page.expect_console_message(lambda message: message.text.endswith(last), timeout=JOB_MS),
     ):
-        page.evaluate(PUT_IN % code, given)
+        page.evaluate(WRAPPER % code, given)

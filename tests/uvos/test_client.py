@@ -1,4 +1,4 @@
-"""The Python client and `uvos segment`: masks as arrays, for other tools, and through trouble on the way."""
+"""The Python client and `uvos segment`: arrays, conversions, dropped connections, restarts."""
 
 import socket
 import subprocess
@@ -34,14 +34,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(service_url: str, video: Path) -> Iterator[Result]:
-    told: list[JobView] = []
+    states: list[JobView] = []
     with Client(service_url) as client:
-        result = client.segment(video, tau=[0.5, 1.0], background="keep", on_change=told.append)
-        assert told[-1].status == Status.succeeded
+        result = client.segment(video, tau=[0.5, 1.0], background="keep", on_change=states.append)
+        assert states[-1].status == Status.succeeded
         yield result
 
 
-def test_masks_are_an_array_with_the_pngs_pixels(result: Result, tmp_path: Path) -> None:
+def test_masks_equal_the_pngs(result: Result, tmp_path: Path) -> None:
     assert result.taus == [0.5, 1.0]
     assert len(result.times_s) == FRAMES
     masks = result.masks(tau=1.0)
@@ -54,21 +54,21 @@ def test_masks_are_an_array_with_the_pngs_pixels(result: Result, tmp_path: Path)
             np.testing.assert_array_equal(mask, np.asarray(Image.open(pngs.open(name))))
 
 
-def test_a_level_that_was_not_asked_for(result: Result) -> None:
-    with pytest.raises(ValueError, match=r"levels \[0.5, 1.0\], not 7"):
+def test_a_level_that_was_not_requested_is_an_error(result: Result) -> None:
+    with pytest.raises(ValueError, match=r"levels \[0.5, 1.0\] of this job, got 7"):
         result.masks(tau=7)
 
 
-def test_supervision_takes_the_masks(result: Result) -> None:
+def test_masks_convert_to_supervision_detections(result: Result) -> None:
     detections = result.to_supervision(tau=1.0)
     assert len(detections) == FRAMES
-    for each, mask in zip(detections, result.masks(tau=1.0), strict=True):
-        assert each.mask is not None
-        assert each.tracker_id is not None
-        for found, label in zip(each.mask, each.tracker_id, strict=True):
-            np.testing.assert_array_equal(found, mask == label)
-        for (left, top, right, bottom), found in zip(each.xyxy, each.mask, strict=True):
-            rows, columns = np.nonzero(found)
+    for detection, mask in zip(detections, result.masks(tau=1.0), strict=True):
+        assert detection.mask is not None
+        assert detection.tracker_id is not None
+        for object_mask, label in zip(detection.mask, detection.tracker_id, strict=True):
+            np.testing.assert_array_equal(object_mask, mask == label)
+        for (left, top, right, bottom), object_mask in zip(detection.xyxy, detection.mask, strict=True):
+            rows, columns = np.nonzero(object_mask)
             assert (left, top, right, bottom) == (columns.min(), rows.min(), columns.max(), rows.max())
 
 
@@ -84,7 +84,7 @@ def test_pycocotools_reads_the_coco_data_set(result: Result) -> None:
         assert annotation["area"] == expected.sum()
 
 
-def test_a_refusal_and_a_failure_carry_their_problem(client: Client, tmp_path: Path) -> None:
+def test_rejections_and_failures_raise_their_problem(client: Client, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(RequestFailed) as refused:
         client.segment(tmp_path / "text.mp4")
@@ -99,7 +99,7 @@ def test_a_refusal_and_a_failure_carry_their_problem(client: Client, tmp_path: P
 
 @contextmanager
 def dropping_proxy(target: str, drops: list[int]) -> Iterator[str]:
-    """A proxy that breaks off connections: after so many bytes of the answer, one entry a connection."""
+    """A proxy that drops connections: each entry is the number of response bytes before the next drop."""
     host, port = target.removeprefix("http://").split(":")
     listener = socket.create_server(("127.0.0.1", 0))
     opened: list[socket.socket] = []
@@ -140,43 +140,43 @@ def dropping_proxy(target: str, drops: list[int]) -> Iterator[str]:
             each.close()
 
 
-def test_dropped_connections_make_one_job_and_the_whole_result(
+def test_dropped_connections_give_one_job_and_the_complete_result(
     service_url: str, client: Client, video: Path, tmp_path: Path
 ) -> None:
     before = len(list(client.jobs()))
-    drops = [9999, 0, 0, 700, 1500, 0, 3000]  # the answer to POST is lost twice, then events, then downloads break off
-    with dropping_proxy(service_url, drops) as url, Client(url) as shaky:
-        assert shaky.is_ready()
-        result = shaky.segment(video, tau=0.7)
+    drops = [9999, 0, 0, 700, 1500, 0, 3000]  # drops two responses to POST, then events, then downloads
+    with dropping_proxy(service_url, drops) as url, Client(url) as unstable:
+        assert unstable.is_ready()
+        result = unstable.segment(video, tau=0.7)
         saved = result.save(tmp_path)
     assert drops == []
     assert len(list(client.jobs())) == before + 1
-    straight = client.result(client.job(result.job.id))
+    direct = client.result(client.job(result.job.id))
     assert all(path.stat().st_size > 0 for path in saved)
     again = tmp_path / "again"
-    for path in straight.save(again):
+    for path in direct.save(again):
         assert path.read_bytes() == (tmp_path / path.relative_to(again)).read_bytes()
 
 
-def test_a_restarting_service_is_waited_for(settings: Settings, video: Path) -> None:
+def test_the_client_waits_for_a_restarting_service(settings: Settings, video: Path) -> None:
     port = free_port()
     with running_api(settings, port) as url, Client(url) as client:
         job = client.submit(video)
 
-    def come_back() -> None:
+    def restart() -> None:
         time.sleep(1)
         with running_api(settings, port) as again:
             httpx.post(f"{again}/jobs/{job.id}/cancel", timeout=20)
             time.sleep(1.5)
 
-    thread = threading.Thread(target=come_back)
+    thread = threading.Thread(target=restart)
     thread.start()
     with Client(url) as client:
         assert client.wait(job).status == Status.canceled
     thread.join()
 
 
-def test_nobody_there_is_told_at_once() -> None:
+def test_an_absent_service_is_reported_at_once() -> None:
     began = time.monotonic()
     with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(httpx.ConnectError):
         client.job("1")
@@ -192,7 +192,7 @@ def uvos(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_folder_and_a_list_become_a_table(service_url: str, video: Path, tmp_path: Path) -> None:
+def test_folders_and_lists_of_videos_are_segmented(service_url: str, video: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     (folder / "one.mp4").write_bytes(video.read_bytes())
@@ -209,14 +209,14 @@ def test_a_folder_and_a_list_become_a_table(service_url: str, video: Path, tmp_p
     assert (out / "one-2" / "manifest.json").is_file()
 
 
-def test_what_videos_paths_stand_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no file or folder"):
+def test_paths_are_expanded_to_videos(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no file or folder at"):
         batch.find_videos([tmp_path / "nothing.mp4"])
     with pytest.raises(ValueError, match="no videos in"):
         batch.find_videos([tmp_path])
     for name in ("b.mp4", "a.MKV", "c.jpg"):
         (tmp_path / name).touch()
-    found = batch.find_videos([tmp_path, tmp_path / "b.mp4"])
-    assert [path.name for path in found] == ["a.MKV", "b.mp4"]
-    assert batch.out_folders(found, Path("out")) == [Path("out/a"), Path("out/b")]
-    assert batch.out_folders(found[:1], Path("out")) == [Path("out")]
+    videos = batch.find_videos([tmp_path, tmp_path / "b.mp4"])
+    assert [path.name for path in videos] == ["a.MKV", "b.mp4"]
+    assert batch.out_folders(videos, Path("out")) == [Path("out/a"), Path("out/b")]
+    assert batch.out_folders(videos[:1], Path("out")) == [Path("out")]

@@ -1,4 +1,4 @@
-"""The registry: every name of the documentation, whole and ready to be shown."""
+"""The model registry: names, defaults, licences, packaged weights."""
 
 import hashlib
 import subprocess
@@ -26,41 +26,41 @@ NAMES = [
 ]
 
 
-def test_every_model_is_there_and_the_package_s_own_comes_first():
+def test_the_registry_has_all_models_and_begins_with_the_packaged_one():
     assert list(MODELS) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_entry_says_all_that_a_client_needs(name):
+def test_an_entry_is_complete(name):
     entry = find_model(name)
     assert entry.name == name
     assert entry.short_side % entry.patch == 0
     assert all(entry.tau[mode] > 0 for mode in Mode)
-    if not entry.is_packaged:  # whose thresholds follow from a measurement of its own, docs/models/tiny.md
-        assert entry.tau[Mode.single] >= entry.tau[Mode.multi], "one object takes merging further than several"
+    if not entry.is_packaged:  # the packaged one is measured in docs/models/tiny.md
+        assert entry.tau[Mode.single] >= entry.tau[Mode.multi], "single merges further than multi"
     assert entry.description
     assert entry.licence
     assert entry.version
     assert type(entry).model_validate_json(entry.model_dump_json()) == entry
 
 
-def test_the_patch_is_the_one_in_the_name():
+def test_the_patch_matches_the_timm_name():
     for name in NAMES[1:]:
         assert f"patch{find_model(name).patch}" in find_model(name).timm_id
 
 
-def test_the_paper_s_model_has_the_paper_s_defaults():
+def test_the_model_of_the_paper_has_its_defaults():
     entry = find_model("dino-vits8")
     assert (entry.patch, entry.short_side, entry.facet, entry.block) == (8, 320, Facet.key, None)
     assert (entry.tau[Mode.multi], entry.tau[Mode.single]) == (1.0, 1.6)
 
 
-def test_only_dinov3_has_a_licence_to_accept():
+def test_only_dinov3_is_gated():
     assert [entry.name for entry in MODELS.values() if entry.gated] == ["dinov3-vits16"]
     assert {entry.licence for entry in MODELS.values() if not entry.gated} == {"Apache-2.0"}
 
 
-def test_packaged_weights_are_the_ones_the_registry_names():
+def test_packaged_weights_match_the_registry():
     packaged = [entry for entry in MODELS.values() if entry.is_packaged]
     assert [entry.name for entry in packaged] == ["tiny"]
     for entry in packaged:
@@ -69,7 +69,7 @@ def test_packaged_weights_are_the_ones_the_registry_names():
         assert file.stat().st_size <= 12e6
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones():
+def test_an_unknown_name_is_rejected_with_the_known_ones():
     with pytest.raises(UnknownModel, match="vits7") as caught:
         find_model("dino-vits7")
     assert "dino-vits8" in str(caught.value.limit)

@@ -1,4 +1,4 @@
-"""Server-sent events and long polls: nothing is missed, and storage knows the end whatever Redis does."""
+"""Server-sent events and long polls: no event is lost, and the end of a job is reported without Redis."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 class Worker:
-    """What a worker tells Redis and storage, told by the test."""
+    """Writes the records of a worker to Redis and storage."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.redis_url is not None
@@ -74,7 +74,7 @@ def submit(url: str, video: bytes) -> str:
 
 
 class Stream:
-    """Events as a client reads them."""
+    """Events of a response."""
 
     def __init__(self, url: str, job_id: str, last: str | None = None) -> None:
         self.headers = {"Last-Event-ID": last} if last else {}
@@ -95,7 +95,7 @@ class Stream:
                     event = {}
 
 
-def test_the_first_event_is_the_whole_job_and_the_last_its_end(
+def test_events_begin_with_the_current_job_and_end_with_its_end(
     settings: Settings, worker: Worker, video: bytes
 ) -> None:
     with running_api(settings) as url:
@@ -106,8 +106,8 @@ def test_the_first_event_is_the_whole_job_and_the_last_its_end(
         assert first["job"] == httpx.get(f"{url}/jobs/{job_id}").json()
         worker.take(job_id)
         worker.report(job_id, 3)
-        told = next(events)
-        assert (told["event"], told["job"]["status"], told["job"]["frames_done"]) == ("job", "running", 3)
+        event = next(events)
+        assert (event["event"], event["job"]["status"], event["job"]["frames_done"]) == ("job", "running", 3)
         worker.end(job_id)
         (end,) = events
         assert (end["event"], end["id"], end["job"]["status"]) == ("end", "end", "canceled")
@@ -115,7 +115,7 @@ def test_the_first_event_is_the_whole_job_and_the_last_its_end(
         assert (again.status_code, again.content) == (204, b"")
 
 
-def test_what_was_missed_is_told_first(settings: Settings, worker: Worker, video: bytes) -> None:
+def test_missed_events_are_sent_first(settings: Settings, worker: Worker, video: bytes) -> None:
     with running_api(settings) as url:
         job_id = submit(url, video)
         worker.take(job_id)
@@ -129,7 +129,7 @@ def test_what_was_missed_is_told_first(settings: Settings, worker: Worker, video
         assert [event["id"] for event in events] == [*ids[2:5], "end"]
 
 
-def test_a_stream_goes_on_at_another_api(settings: Settings, worker: Worker, video: bytes) -> None:
+def test_a_stream_resumes_at_another_api(settings: Settings, worker: Worker, video: bytes) -> None:
     port = free_port()
     with running_api(settings, port) as url:
         job_id = submit(url, video)
@@ -138,7 +138,7 @@ def test_a_stream_goes_on_at_another_api(settings: Settings, worker: Worker, vid
         events = iter(Stream(url, job_id))
         last = next(events)["id"]
     with pytest.raises(httpx.HTTPError):
-        list(events)  # the connection broke off
+        list(events)  # the connection was dropped
     worker.report(job_id, 2)
     with running_api(settings, port) as url:
         events = iter(Stream(url, job_id, last))
@@ -147,7 +147,7 @@ def test_a_stream_goes_on_at_another_api(settings: Settings, worker: Worker, vid
         assert [event["event"] for event in events] == ["end"]
 
 
-def test_a_server_that_is_told_to_stop_lets_go_of_its_listeners(settings: Settings, video: bytes) -> None:
+def test_a_stopping_server_closes_its_streams(settings: Settings, video: bytes) -> None:
     assert settings.redis_url is not None
     port = free_port()
     environment = {"UVOS_REDIS_URL": settings.redis_url.get_secret_value(), "UVOS_DATA_DIR": str(settings.data_dir)}
@@ -168,13 +168,13 @@ def test_a_server_that_is_told_to_stop_lets_go_of_its_listeners(settings: Settin
     events = iter(Stream(url, submit(url, video)))
     next(events)
     process.send_signal(signal.SIGINT)
-    assert list(events) == []  # no error: the answer is complete
+    assert list(events) == []  # no error: the response is complete
     _, log = process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGINT)
     assert "Traceback" not in log
 
 
-def test_a_redis_that_forgets_or_dies_does_not_hide_the_end(tmp_path: Path, video: bytes) -> None:
+def test_the_end_is_reported_when_redis_loses_data_or_dies(tmp_path: Path, video: bytes) -> None:
     with EmbeddedServer(tmp_path / "queue") as server:
         settings = Settings(redis_url=SecretStr(server.url), data_dir=tmp_path / "data")
         worker = Worker(settings)
@@ -194,13 +194,15 @@ def test_a_redis_that_forgets_or_dies_does_not_hide_the_end(tmp_path: Path, vide
             assert waited.json()["status"] == "canceled"
 
 
-def test_an_unknown_job_is_a_problem_not_a_stream(http: TestClient) -> None:
+def test_events_of_an_unknown_job_are_not_found(http: TestClient) -> None:
     response = http.get("/jobs/0123abc/events")
     assert (response.status_code, response.json()["type"]) == (404, "/problems/job-not-found")
 
 
 @pytest.mark.parametrize("last", ["", "0", "-", "1-x", "9" * 60, "end-", "$", "-1-1"])
-def test_a_last_event_id_of_another_kind_begins_anew(worker: Worker, http: TestClient, video: bytes, last: str) -> None:
+def test_an_invalid_last_event_id_starts_from_the_beginning(
+    worker: Worker, http: TestClient, video: bytes, last: str
+) -> None:
     job_id = http.post("/segment", files={"video": ("clip.mp4", video)}).json()["id"]
     worker.end(job_id)
     response = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": last})
@@ -208,7 +210,7 @@ def test_a_last_event_id_of_another_kind_begins_anew(worker: Worker, http: TestC
     assert "event: end" in response.text
 
 
-def test_silence_is_broken_by_keep_alives(settings: Settings, http: TestClient, video: bytes) -> None:
+def test_idle_streams_send_keep_alives(settings: Settings, http: TestClient, video: bytes) -> None:
     job_id = http.post("/segment", files={"video": ("clip.mp4", video)}).json()["id"]
     assert settings.redis_url is not None
     url = settings.redis_url.get_secret_value()
@@ -217,33 +219,33 @@ def test_silence_is_broken_by_keep_alives(settings: Settings, http: TestClient, 
         storage = Storage(settings.data_dir, result_ttl_s=3600)
         jobs = Jobs(storage, Broker(connect(url), job_timeout_s=60), settings)
         listener = Listener(url)
-        found = []
+        received = []
         async for event in follow(jobs, listener, storage.record(job_id), None, keep_alive_s=0.1):
-            found.append(event)
-            if len(found) == 2:
+            received.append(event)
+            if len(received) == 2:
                 break
         await listener.close()
-        return found
+        return received
 
     job, silence = asyncio.run(first_two())
     assert job is not None
     assert silence is None
 
 
-def test_a_hundred_who_wait_hold_no_thread(settings: Settings, worker: Worker, video: bytes) -> None:
+def test_a_hundred_long_polls_hold_no_threads(settings: Settings, worker: Worker, video: bytes) -> None:
     with running_api(settings) as url, ThreadPoolExecutor(100) as pool:
         job_id = submit(url, video)
         waiting = [pool.submit(httpx.get, f"{url}/jobs/{job_id}?wait=30", timeout=60) for _ in range(100)]
         time.sleep(1)
         began = time.monotonic()
-        assert httpx.get(f"{url}/jobs/{job_id}", timeout=20).status_code == 200  # the server's threads are free
+        assert httpx.get(f"{url}/jobs/{job_id}", timeout=20).status_code == 200  # the thread pool of the server is free
         assert time.monotonic() - began < 5
-        assert not any(one.done() for one in waiting)
+        assert not any(poll.done() for poll in waiting)
         threading.Thread(target=worker.end, args=(job_id,)).start()
-        assert {one.result().json()["status"] for one in waiting} == {"canceled"}
+        assert {poll.result().json()["status"] for poll in waiting} == {"canceled"}
 
 
-def test_a_wait_ends_when_its_time_is_up(http: TestClient, video: bytes) -> None:
+def test_a_long_poll_responds_after_its_wait(http: TestClient, video: bytes) -> None:
     job_id = http.post("/segment", files={"video": ("clip.mp4", video)}).json()["id"]
     began = time.monotonic()
     assert http.get(f"/jobs/{job_id}", params={"wait": 0.5}).json()["status"] == "queued"

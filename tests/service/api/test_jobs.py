@@ -1,4 +1,4 @@
-"""Jobs over HTTP, with a real queue and no worker: look, list, cancel, remove."""
+"""Jobs over HTTP with a real queue and without a worker: show, list, cancel, delete."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -18,21 +18,21 @@ def submit(http: TestClient, video: bytes) -> str:
     return job_id
 
 
-def test_an_unknown_job(http: TestClient) -> None:
+def test_an_unknown_job_is_not_found(http: TestClient) -> None:
     assert_problem(http.get("/jobs/0123abc"), 404, "job-not-found")
 
 
 @pytest.mark.parametrize("job_id", ["..x", "%2e%2e", "A" * 65, "a.b", "a%2fb"])
-def test_an_id_never_leaves_its_folder(http: TestClient, job_id: str) -> None:
+def test_an_id_cannot_traverse_folders(http: TestClient, job_id: str) -> None:
     assert http.get(f"/jobs/{job_id}/manifest.json").status_code in (404, 422)
 
 
-def test_jobs_wait_in_the_order_they_came(http: TestClient, video: bytes) -> None:
+def test_jobs_are_queued_in_order(http: TestClient, video: bytes) -> None:
     ids = [submit(http, video) for _ in range(3)]
     assert [http.get(f"/jobs/{job_id}").json()["position"] for job_id in ids] == [0, 1, 2]
 
 
-def test_the_list_is_newest_first_in_pages(http: TestClient, video: bytes) -> None:
+def test_jobs_are_listed_newest_first_in_pages(http: TestClient, video: bytes) -> None:
     ids = [submit(http, video) for _ in range(5)]
     first = http.get("/jobs", params={"limit": 3}).json()
     second = http.get("/jobs", params={"limit": 3, "cursor": first["next"]}).json()
@@ -40,7 +40,7 @@ def test_the_list_is_newest_first_in_pages(http: TestClient, video: bytes) -> No
     assert "next" not in second
 
 
-def test_the_list_by_status(http: TestClient, video: bytes) -> None:
+def test_jobs_are_filtered_by_status(http: TestClient, video: bytes) -> None:
     canceled, queued = submit(http, video), submit(http, video)
     http.post(f"/jobs/{canceled}/cancel")
     listed = http.get("/jobs", params={"status": "canceled"}).json()["jobs"]
@@ -62,7 +62,7 @@ def test_a_queued_job_is_canceled_at_once_and_stays_canceled(
     assert not (settings.data_dir / "jobs" / job_id / "input").exists()
 
 
-def test_a_job_that_is_removed_leaves_nothing(http: TestClient, settings: Settings, video: bytes) -> None:
+def test_deleting_a_job_removes_all_its_files(http: TestClient, settings: Settings, video: bytes) -> None:
     job_id = submit(http, video)
     assert http.delete(f"/jobs/{job_id}").status_code == 204
     assert_problem(http.get(f"/jobs/{job_id}"), 404, "job-not-found")
@@ -70,30 +70,30 @@ def test_a_job_that_is_removed_leaves_nothing(http: TestClient, settings: Settin
     assert not any(path.name.startswith(job_id) for path in settings.data_dir.rglob("*"))
 
 
-def test_a_result_before_its_time(http: TestClient, video: bytes) -> None:
+def test_the_result_of_an_unfinished_job_is_not_ready(http: TestClient, video: bytes) -> None:
     job_id = submit(http, video)
     assert_problem(http.get(f"/jobs/{job_id}/rle.json"), 409, "result-not-ready")
     http.post(f"/jobs/{job_id}/cancel")
     assert_problem(http.get(f"/jobs/{job_id}/rle.json"), 404, "result-not-found")
 
 
-def test_waiting_ends_with_its_time(http: TestClient, video: bytes) -> None:
+def test_a_long_poll_ends_after_its_wait(http: TestClient, video: bytes) -> None:
     job_id = submit(http, video)
     assert http.get(f"/jobs/{job_id}", params={"wait": 0.3}).json()["status"] == "queued"
 
 
-def test_an_unknown_address_is_a_problem_too(http: TestClient) -> None:
+def test_an_unknown_path_is_a_problem(http: TestClient) -> None:
     response = http.get("/nothing/here")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_alive_and_ready(http: TestClient) -> None:
+def test_the_service_is_alive_and_ready(http: TestClient) -> None:
     assert http.get("/livez").json() == {"alive": True}
     assert http.get("/readyz").json() == {"ready": True, "queue": True, "storage": True, "workers": []}
 
 
-def test_models_name_their_licence_and_weights(http: TestClient) -> None:
+def test_models_are_listed_with_licence_and_weights(http: TestClient) -> None:
     page = http.get("/models").json()
     assert page["default"] == "tiny"
     assert {"tiny", "dino-vits16", "dino-vits8", "dino-vitb8", "dinov2-vits14", "dinov3-vits16"} <= {

@@ -1,4 +1,4 @@
-"""OpenAPI tells everything: every field, parameter and status; a client generated from it does the main job."""
+"""OpenAPI describes every field, parameter and status; a generated client can run a job."""
 
 import json
 import os
@@ -22,7 +22,7 @@ CONFIG = {
     ),
     "post_hooks": [],
 }
-MAIN_JOB = """
+RUN_A_JOB = """
 import sys, time
 from uvos_api import Client
 from uvos_api.api.jobs import get_job
@@ -54,11 +54,15 @@ def openapi() -> dict[str, Any]:
 
 
 def operations(openapi: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(f"{method} {path}", each) for path, found in openapi["paths"].items() for method, each in found.items()]
+    return [
+        (f"{method} {path}", operation)
+        for path, methods in openapi["paths"].items()
+        for method, operation in methods.items()
+    ]
 
 
-def is_told_by_its_kind(field: dict[str, Any]) -> bool:
-    """Whether a value needs no example: another schema, an enumeration, true or false."""
+def is_self_explanatory(field: dict[str, Any]) -> bool:
+    """Whether a value needs no example: a reference, an enumeration, a boolean."""
     text = json.dumps(field)
     return "$ref" in text or "enum" in text or field.get("type") == "boolean"
 
@@ -69,10 +73,13 @@ def test_every_field_has_a_description_and_an_example(openapi: dict[str, Any]) -
     silent = [
         f"{name}.{field}"
         for name, schema in schemas.items()
-        for field, told in schema.get("properties", {}).items()
-        if not told.get("description")
+        for field, field_schema in schema.get("properties", {}).items()
+        if not field_schema.get("description")
         or not (
-            told.get("examples") or is_told_by_its_kind(told) or told.get("format") == "binary" or "default" in told
+            field_schema.get("examples")
+            or is_self_explanatory(field_schema)
+            or field_schema.get("format") == "binary"
+            or "default" in field_schema
         )
     ]
     assert silent == []
@@ -83,13 +90,16 @@ def test_every_operation_parameter_and_status_is_described(openapi: dict[str, An
         assert operation["description"], name
         for parameter in operation.get("parameters", []):
             assert parameter.get("description"), (name, parameter["name"])
-            told = parameter["schema"] | parameter
-            assert "examples" in told or "default" in told or is_told_by_its_kind(told), (name, parameter["name"])
+            field_schema = parameter["schema"] | parameter
+            assert "examples" in field_schema or "default" in field_schema or is_self_explanatory(field_schema), (
+                name,
+                parameter["name"],
+            )
         for status, response in operation["responses"].items():
             assert response["description"], (name, status)
 
 
-def test_every_failure_is_documented_as_a_problem_with_its_cure(openapi: dict[str, Any]) -> None:
+def test_every_error_is_documented_as_a_problem_with_its_remedy(openapi: dict[str, Any]) -> None:
     for name, operation in operations(openapi):
         for status, response in operation["responses"].items():
             if status >= "400" and name not in ("get /readyz", "get /problems/{name}") and status != "416":
@@ -97,7 +107,7 @@ def test_every_failure_is_documented_as_a_problem_with_its_cure(openapi: dict[st
                 assert all(example["summary"] for example in examples.values()), (name, status)
 
 
-def test_bounds_are_told(openapi: dict[str, Any]) -> None:
+def test_bounds_are_documented(openapi: dict[str, Any]) -> None:
     form = openapi["paths"]["/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["properties"]["key_ratio"]["exclusiveMinimum"] == 0
     assert form["properties"]["key_ratio"]["maximum"] == 1
@@ -105,11 +115,11 @@ def test_bounds_are_told(openapi: dict[str, Any]) -> None:
     assert form["additionalProperties"] is False
 
 
-def test_what_the_service_answers_fits_what_it_tells(openapi: dict[str, Any], service_url: str) -> None:
+def test_responses_match_the_openapi_document(openapi: dict[str, Any], service_url: str) -> None:
     assert httpx.get(f"{service_url}/openapi.json").json()["paths"].keys() == openapi["paths"].keys()
 
 
-def test_a_generated_client_does_the_main_job(openapi: dict[str, Any], service_url: str, tmp_path: Path) -> None:
+def test_a_generated_client_runs_a_job(openapi: dict[str, Any], service_url: str, tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(json.dumps(openapi))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     made = subprocess.run(
@@ -125,7 +135,7 @@ def test_a_generated_client_does_the_main_job(openapi: dict[str, Any], service_u
     assert made.returncode == 0, made.stdout + made.stderr
     video = write_video(tmp_path / "clip.mp4", make_scene(frames=4).frames)
     done = subprocess.run(
-        [sys.executable, "-c", MAIN_JOB, service_url, str(video), "4"],
+        [sys.executable, "-c", RUN_A_JOB, service_url, str(video), "4"],
         capture_output=True,
         text=True,
         timeout=200,

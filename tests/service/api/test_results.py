@@ -1,4 +1,4 @@
-"""Each format over HTTP, read back by the tools or published rules of those who use it: all tell the same masks."""
+"""All formats over HTTP contain the same masks, read back by the tools or rules of each format."""
 
 import io
 import json
@@ -44,14 +44,12 @@ def fetch(service_url: str, link: str | None, **headers: str) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def masks(service_url: str, level: LevelLinks) -> NDArray[np.uint8]:
-    """Label maps as the palette PNGs have them, (T, H, W)."""
+    """Label maps from the palette PNGs, (T, H, W)."""
     with zipfile.ZipFile(io.BytesIO(fetch(service_url, level.masks_zip).content)) as archive:
         return np.stack([np.asarray(Image.open(archive.open(name))) for name in archive.namelist()])
 
 
-def test_pngs_are_palette_pictures_in_the_layout_of_davis(
-    service_url: str, level: LevelLinks, masks: NDArray[np.uint8]
-) -> None:
+def test_pngs_have_the_davis_layout_and_palette(service_url: str, level: LevelLinks, masks: NDArray[np.uint8]) -> None:
     assert masks.shape == (FRAMES, HEIGHT, WIDTH)
     assert masks.max() >= 1
     with zipfile.ZipFile(io.BytesIO(fetch(service_url, level.masks_zip).content)) as archive:
@@ -60,80 +58,80 @@ def test_pngs_are_palette_pictures_in_the_layout_of_davis(
     assert picture.mode == "P"
     palette = picture.getpalette()
     assert palette is not None
-    assert palette[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # VOC's first colours
+    assert palette[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # first colours of VOC
 
 
-def test_pycocotools_reads_the_run_lengths(service_url: str, level: LevelLinks, masks: NDArray[np.uint8]) -> None:
+def test_pycocotools_decodes_the_rle(service_url: str, level: LevelLinks, masks: NDArray[np.uint8]) -> None:
     document = fetch(service_url, level.rle).json()
     for frame, labels in zip(document["frames"], masks, strict=True):
         assert frame["time"] == pytest.approx(frame["index"] / 10)
-        assert {each["id"] for each in frame["objects"]} == set(np.unique(labels)) - {0}
-        for each in frame["objects"]:
-            np.testing.assert_array_equal(coco.decode(each["rle"]).astype(bool), labels == each["id"])
+        assert {item["id"] for item in frame["objects"]} == set(np.unique(labels)) - {0}
+        for item in frame["objects"]:
+            np.testing.assert_array_equal(coco.decode(item["rle"]).astype(bool), labels == item["id"])
 
 
-def test_youtube_vis_results_hold_to_the_rules_of_that_benchmark(
+def test_youtube_vis_results_follow_the_rules_of_the_benchmark(
     service_url: str, done: JobView, level: LevelLinks, masks: NDArray[np.uint8]
 ) -> None:
     results = fetch(service_url, level.youtube_vis).json()
     manifest = fetch(service_url, done.links.manifest).json()
-    ids = [each["id"] for each in manifest["levels"][1]["objects"]]
+    ids = [item["id"] for item in manifest["levels"][1]["objects"]]
     assert len(results) == len(ids)
-    for label, each in zip(ids, results, strict=True):
-        assert set(each) == {"video_id", "category_id", "score", "segmentations"}
-        assert 0 <= each["score"] <= 1
-        assert len(each["segmentations"]) == FRAMES
-        for rle, labels in zip(each["segmentations"], masks, strict=True):
-            seen = coco.decode(rle).astype(bool) if rle else np.zeros((HEIGHT, WIDTH), bool)
-            np.testing.assert_array_equal(seen, labels == label)
+    for label, entry in zip(ids, results, strict=True):
+        assert set(entry) == {"video_id", "category_id", "score", "segmentations"}
+        assert 0 <= entry["score"] <= 1
+        assert len(entry["segmentations"]) == FRAMES
+        for rle, labels in zip(entry["segmentations"], masks, strict=True):
+            mask = coco.decode(rle).astype(bool) if rle else np.zeros((HEIGHT, WIDTH), bool)
+            np.testing.assert_array_equal(mask, labels == label)
 
 
 @pytest.mark.parametrize("tracks", ["object", "mask"])
-def test_cvat_masks_are_rows_inside_their_box(
+def test_cvat_masks_are_row_major_within_their_box(
     service_url: str, level: LevelLinks, masks: NDArray[np.uint8], tracks: str
 ) -> None:
     response = fetch(service_url, f"{level.cvat}&tracks={tracks}")
     assert response.headers["content-type"].startswith("application/xml")
     root = ElementTree.fromstring(response.text)
     assert root.findtext("version") == "1.1"
-    found = np.zeros_like(masks)
+    restored = np.zeros_like(masks)
     for track in root.iter("track"):
-        for each in track.iter("mask"):
-            if each.get("outside") == "1":
+        for element in track.iter("mask"):
+            if element.get("outside") == "1":
                 continue
-            left, top, width, height = (int(each.get(name, "")) for name in ("left", "top", "width", "height"))
-            lengths = [int(length) for length in each.get("rle", "").split(",")]
+            left, top, width, height = (int(element.get(name, "")) for name in ("left", "top", "width", "height"))
+            lengths = [int(length) for length in element.get("rle", "").split(",")]
             inside = (np.arange(len(lengths)) % 2 == 1).repeat(lengths).reshape(height, width)
-            box = found[int(each.get("frame", "")), top : top + height, left : left + width]
+            box = restored[int(element.get("frame", "")), top : top + height, left : left + width]
             box[inside] = int(track.get("group_id", ""))
-    np.testing.assert_array_equal(found, masks)
+    np.testing.assert_array_equal(restored, masks)
 
 
-def test_the_overlay_plays(service_url: str, level: LevelLinks) -> None:
+def test_the_overlay_can_be_decoded(service_url: str, level: LevelLinks) -> None:
     with av.open(io.BytesIO(fetch(service_url, level.overlay).content)) as video:
         stream = video.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.height) == ("h264", WIDTH, HEIGHT)
-        assert stream.codec_context.pix_fmt == "yuv420p"  # what browsers play
+        assert stream.codec_context.pix_fmt == "yuv420p"  # the format that browsers play
         times = [frame.time for frame in video.decode(stream)]
     np.testing.assert_allclose(times, np.arange(FRAMES) / 10, atol=1e-3)
 
 
-def test_rounds_lead_to_the_clusters_of_the_level(service_url: str, done: JobView, level: LevelLinks) -> None:
+def test_rounds_merge_into_the_clusters_of_the_level(service_url: str, done: JobView, level: LevelLinks) -> None:
     rounds = fetch(service_url, level.rounds).json()
     manifest = fetch(service_url, done.links.manifest).json()
-    told = manifest["levels"][1]
+    level_entry = manifest["levels"][1]
     assert "x".join(map(str, rounds["grid"])) == manifest["grid"]
     patches = rounds["grid"][0] * rounds["grid"][1]
     assert all(sum(frame[1::2]) == patches for frame in rounds["frames"])
     groups = {group for frame in rounds["frames"] for group in frame[::2]}
-    assert groups == set(range(told["rounds"][0]["centroids"]))
-    for each in told["rounds"][1:]:
-        groups = {each["parents"][group] for group in groups}
-    assert groups == set(range(told["clusters"]))
+    assert groups == set(range(level_entry["rounds"][0]["centroids"]))
+    for merge in level_entry["rounds"][1:]:
+        groups = {merge["parents"][group] for group in groups}
+    assert groups == set(range(level_entry["clusters"]))
 
 
 @pytest.mark.parametrize("kind", ["youtube_vis", "cvat"])
-def test_text_formats_are_made_once_for_a_client_that_keeps_them(
+def test_text_formats_support_conditional_requests(
     service_url: str, done: JobView, level: LevelLinks, kind: str
 ) -> None:
     first = fetch(service_url, getattr(level, kind))
@@ -145,6 +143,6 @@ def test_text_formats_are_made_once_for_a_client_that_keeps_them(
     assert other.headers["etag"] != tag
 
 
-def test_the_links_are_all_there(done: JobView, level: LevelLinks) -> None:
+def test_a_job_links_to_all_its_results(done: JobView, level: LevelLinks) -> None:
     assert all(json.loads(level.model_dump_json()).values())
     assert Path(done.links.self).name == done.id

@@ -1,4 +1,4 @@
-"""POST /segment: what is accepted, and what is refused with which words."""
+"""POST /segment: accepted and rejected requests."""
 
 import os
 import shutil
@@ -27,18 +27,18 @@ def post(http: TestClient, video: bytes | None, name: str = "clip.mp4", **fields
     return http.post("/segment", data=fields, files=files)
 
 
-def assert_problem(response, status: int, kind: str) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def assert_problem(response, status: int, problem_type: str) -> dict[str, object]:  # type: ignore[no-untyped-def]
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, object] = response.json()
-    assert problem["type"] == f"/problems/{kind}"
+    assert problem["type"] == f"/problems/{problem_type}"
     assert problem["status"] == status
     assert problem["title"]
     assert problem["detail"]
     return problem
 
 
-def nothing_is_left(settings: Settings) -> bool:
+def is_empty(settings: Settings) -> bool:
     return not any(list((settings.data_dir / name).iterdir()) for name in ("uploads", "jobs", "open"))
 
 
@@ -57,7 +57,7 @@ def test_a_video_is_accepted_with_defaults_filled_in(http: TestClient, video: by
     assert job["params"]["key_ratio"] == 0.1
 
 
-def test_what_was_asked_for_is_what_the_job_shows(http: TestClient, video: bytes) -> None:
+def test_a_job_shows_the_requested_parameters(http: TestClient, video: bytes) -> None:
     fields = {"tau": ["0.5", "1.0"], "key_ratio": "0.2", "format": ["rle"], "start": "0", "end": "1", "edges": "patch"}
     params = post(http, video, **fields).json()["params"]
     assert params["tau"] == [0.5, 1.0]
@@ -87,15 +87,15 @@ def test_what_was_asked_for_is_what_the_job_shows(http: TestClient, video: bytes
         ({"min_area": "1"}, "min_area"),
     ],
 )
-def test_a_wrong_field_is_named_with_what_was_given(
+def test_an_invalid_field_is_named(
     http: TestClient, settings: Settings, video: bytes, fields: dict[str, object], named: str
 ) -> None:
     problem = assert_problem(post(http, video, **fields), 422, "invalid-parameters")
     assert named in str(problem["detail"])
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
-def test_the_limit_and_the_actual_value_are_told(http: TestClient, video: bytes) -> None:
+def test_an_invalid_field_is_reported_with_limit_and_actual_value(http: TestClient, video: bytes) -> None:
     problem = assert_problem(post(http, video, key_ratio="1.5"), 422, "invalid-parameters")
     assert problem["limit"] == 1
     assert problem["actual"] == "1.5"
@@ -104,64 +104,64 @@ def test_the_limit_and_the_actual_value_are_told(http: TestClient, video: bytes)
     ]
 
 
-def test_all_wrong_fields_are_told_at_once(http: TestClient, video: bytes) -> None:
+def test_all_invalid_fields_are_reported_at_once(http: TestClient, video: bytes) -> None:
     problem = assert_problem(post(http, video, tua="1", key_ratio="7", mode="x"), 422, "invalid-parameters")
     assert {error["field"] for error in problem["errors"]} == {"tua", "key_ratio", "mode"}  # type: ignore[attr-defined]
 
 
-def test_an_unknown_model_is_answered_with_those_there_are(http: TestClient, video: bytes) -> None:
+def test_an_unknown_model_is_rejected_with_the_known_ones(http: TestClient, video: bytes) -> None:
     problem = assert_problem(post(http, video, model="sam"), 422, "unknown-model")
     assert "tiny" in str(problem["limit"])
     assert problem["actual"] == "sam"
 
 
-def test_no_file(http: TestClient) -> None:
+def test_a_form_without_a_video_is_rejected(http: TestClient) -> None:
     response = http.post("/segment", files={"other": ("x.txt", b"")})
     assert_problem(response, 422, "empty-upload")
 
 
-def test_no_form(http: TestClient) -> None:
+def test_a_body_that_is_not_a_form_is_rejected(http: TestClient) -> None:
     problem = assert_problem(http.post("/segment", json={"video": "x"}), 422, "invalid-parameters")
     assert problem["limit"] == "multipart/form-data"
 
 
-def test_a_broken_form(http: TestClient) -> None:
+def test_a_malformed_form_is_rejected(http: TestClient) -> None:
     body = b"--x\r\nContent-Disposition: nonsense"
     response = http.post("/segment", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_an_empty_file(http: TestClient, settings: Settings) -> None:
+def test_an_empty_file_is_rejected(http: TestClient, settings: Settings) -> None:
     assert_problem(post(http, b""), 422, "empty-upload")
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
-def test_a_text_file(http: TestClient, settings: Settings) -> None:
+def test_a_text_file_is_rejected(http: TestClient, settings: Settings) -> None:
     assert_problem(post(http, b"Dear all, please find the video attached.\n" * 99), 415, "not-a-video")
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
 @pytest.mark.parametrize("head", [b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"%PDF-1.7\n", b"ID3\x04" + b"\0" * 99])
-def test_other_files(http: TestClient, head: bytes) -> None:
+def test_other_file_types_are_rejected(http: TestClient, head: bytes) -> None:
     assert_problem(post(http, head), 415, "not-a-video")
 
 
-def test_two_videos(http: TestClient, settings: Settings, video: bytes) -> None:
+def test_two_videos_are_rejected(http: TestClient, settings: Settings, video: bytes) -> None:
     response = http.post("/segment", files=[("video", ("a.mp4", video)), ("video", ("b.mp4", video))])
     assert_problem(response, 422, "invalid-parameters")
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
 @pytest.fixture
 def small(settings: Settings) -> Iterator[TestClient]:
-    """A service that takes at most 1,000 bytes."""
+    """A service that accepts at most 1,000 bytes."""
     limited = settings.model_copy(update={"max_upload_bytes": 1000})
     with TestClient(create_app(limited), raise_server_exceptions=False) as client:
         yield client
 
 
-def test_too_large_by_its_own_word_is_refused_before_it_is_read(small: TestClient, settings: Settings) -> None:
+def test_a_too_large_upload_is_rejected_by_its_content_length(small: TestClient, settings: Settings) -> None:
     def endless() -> Iterator[bytes]:
         yield b"x"
         raise AssertionError("the body was read")
@@ -171,30 +171,28 @@ def test_too_large_by_its_own_word_is_refused_before_it_is_read(small: TestClien
     problem = assert_problem(small.send(request), 413, "upload-too-large")
     assert problem["limit"] == 1000
     assert problem["actual"] == 10**12
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
-def test_too_large_without_a_word_is_refused_while_it_comes_in(
-    small: TestClient, settings: Settings, video: bytes
-) -> None:
+def test_a_too_large_upload_is_rejected_while_it_arrives(small: TestClient, settings: Settings, video: bytes) -> None:
     problem = assert_problem(post(small, video), 413, "upload-too-large")
     assert problem["limit"] == 1000
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
-def test_a_queue_that_is_gone_is_told_within_seconds_and_nothing_is_kept(tmp_path: Path, video: bytes) -> None:
-    nobody = SecretStr(f"unix://{tmp_path}/nobody.sock")
-    settings = Settings(redis_url=nobody, data_dir=tmp_path / "data", allowed_hosts=["testserver"])
+def test_an_unavailable_queue_is_reported_within_seconds(tmp_path: Path, video: bytes) -> None:
+    unreachable = SecretStr(f"unix://{tmp_path}/missing.sock")
+    settings = Settings(redis_url=unreachable, data_dir=tmp_path / "data", allowed_hosts=["testserver"])
     with TestClient(create_app(settings), raise_server_exceptions=False) as http:
         began = time.monotonic()
         response = post(http, video)
         assert time.monotonic() - began < 3
     assert_problem(response, 503, "queue-unavailable")
     assert int(response.headers["retry-after"]) > 0
-    assert nothing_is_left(settings)
+    assert is_empty(settings)
 
 
-def test_a_full_queue_asks_to_come_back(settings: Settings, video: bytes) -> None:
+def test_a_full_queue_rejects_the_job(settings: Settings, video: bytes) -> None:
     limited = settings.model_copy(update={"max_queued_jobs": 1})
     with TestClient(create_app(limited), raise_server_exceptions=False) as http:
         assert post(http, video).status_code == 202
@@ -202,8 +200,8 @@ def test_a_full_queue_asks_to_come_back(settings: Settings, video: bytes) -> Non
     assert (problem["limit"], problem["actual"]) == (1, 1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="a full disk needs a mount of its own")
-def test_a_full_disk_is_told_and_nothing_is_kept(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounting needs root")
+def test_a_full_disk_is_reported_and_the_upload_removed(settings: Settings, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", str(disk)], capture_output=True)
@@ -213,12 +211,12 @@ def test_a_full_disk_is_told_and_nothing_is_kept(settings: Settings, tmp_path: P
         full = settings.model_copy(update={"data_dir": disk})
         with TestClient(create_app(full), raise_server_exceptions=False) as http:
             assert_problem(post(http, b"\0\0\0\x18ftypmp42" + bytes(8 * 2**20)), 507, "storage-full")
-        assert nothing_is_left(full)
+        assert is_empty(full)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_the_same_key_and_content_give_the_same_job(http: TestClient, video: bytes) -> None:
+def test_the_same_idempotency_key_and_content_return_the_same_job(http: TestClient, video: bytes) -> None:
     def send(**fields: object):  # type: ignore[no-untyped-def]
         return http.post(
             "/segment", data=fields, files={"video": ("clip.mp4", video)}, headers={"Idempotency-Key": "once"}

@@ -1,4 +1,4 @@
-"""Results as a worker would leave them: label maps that are known, their run lengths by pycocotools, a manifest."""
+"""Results in the form that a worker writes: known label maps, their RLE by pycocotools, a manifest."""
 
 from datetime import UTC, datetime
 
@@ -22,7 +22,7 @@ from uvos.contract import (
 videos = st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 12)).flatmap(
     lambda shape: npst.arrays(np.uint16, shape, elements=st.integers(0, 3))
 )
-"""Label maps of whole videos, shape (T, H, W)."""
+"""Label maps of videos, shape (T, H, W)."""
 
 
 def pycocotools_counts(mask: np.ndarray) -> str:
@@ -50,15 +50,15 @@ def a_document(label_maps: np.ndarray) -> RleDocument:
 def a_level(label_maps: np.ndarray) -> ManifestLevel:
     objects = []
     for label in np.unique(label_maps[label_maps > 0]).tolist():
-        seen = np.flatnonzero((label_maps == label).any((1, 2)))
+        frames = np.flatnonzero((label_maps == label).any((1, 2)))
         objects.append(
             ManifestObject(
                 id=label,
                 color="#800000",
-                area=float((label_maps[seen] == label).mean()),
-                first_frame=int(seen[0]),
-                last_frame=int(seen[-1]),
-                frames=len(seen),
+                area=float((label_maps[frames] == label).mean()),
+                first_frame=int(frames[0]),
+                last_frame=int(frames[-1]),
+                frames=len(frames),
                 background_score=label / 10,
             )
         )

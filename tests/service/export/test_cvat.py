@@ -1,4 +1,4 @@
-"""CVAT for video 1.1 as its published rules read it, by a strict reader of our own."""
+"""CVAT for video 1.1, read back by a strict reader of the published format."""
 
 import xml.etree.ElementTree as ET
 
@@ -14,7 +14,7 @@ ATTRIBUTES = {"frame", "keyframe", "outside", "occluded", "rle", "left", "top", 
 
 
 def decoded(element: ET.Element, size: tuple[int, int]) -> np.ndarray:
-    """One mask: run lengths row by row inside the box, zeros first; the box is tight."""
+    """One mask: row-major run lengths within the bounding box, background first; the box must be tight."""
     left, top, width, height = (int(element.attrib[name]) for name in ("left", "top", "width", "height"))
     counts = [int(count) for count in element.attrib["rle"].split(",")]
     assert sum(counts) == width * height
@@ -34,7 +34,7 @@ def decoded(element: ET.Element, size: tuple[int, int]) -> np.ndarray:
 
 
 def read(text: str) -> list[tuple[int, np.ndarray]]:
-    """(group, masks (T, H, W)) of each track; a mask holds until the next keyframe, `outside` ends it."""
+    """(group, masks (T, H, W)) of each track; a mask lasts until the next keyframe, `outside` ends it."""
     root = ET.fromstring(text.encode())
     assert root.tag == "annotations"
     assert root.findtext("version") == "1.1"
@@ -65,7 +65,7 @@ def read(text: str) -> list[tuple[int, np.ndarray]]:
 
 @given(videos)
 @settings(deadline=None)
-def test_a_track_holds_the_masks_of_an_object(label_maps):
+def test_a_track_contains_the_masks_of_an_object(label_maps):
     tracks = read(cvat.render(a_document(label_maps), a_manifest(label_maps)))
     assert [label for label, _ in tracks] == np.unique(label_maps[label_maps > 0]).tolist()
     for label, masks in tracks:
@@ -74,7 +74,7 @@ def test_a_track_holds_the_masks_of_an_object(label_maps):
 
 @given(videos)
 @settings(deadline=None)
-def test_a_track_of_one_mask_is_seen_in_one_frame(label_maps):
+def test_a_track_per_mask_covers_one_frame(label_maps):
     tracks = read(cvat.render(a_document(label_maps), a_manifest(label_maps), tracks=Tracks.mask))
     restored = np.zeros_like(label_maps)
     for label, masks in tracks:
@@ -87,7 +87,7 @@ def test_an_object_that_leaves_is_outside_until_it_returns():
     label_maps = np.zeros((6, 5, 5), np.uint16)
     label_maps[[0, 1, 4], 1:3, 1:4] = 1
     track = ET.fromstring(cvat.render(a_document(label_maps), a_manifest(label_maps)).encode()).find("track")
-    assert [(each.attrib["frame"], each.attrib["outside"]) for each in track] == [
+    assert [(mask.attrib["frame"], mask.attrib["outside"]) for mask in track] == [
         ("0", "0"),
         ("1", "0"),
         ("2", "1"),
@@ -96,7 +96,7 @@ def test_an_object_that_leaves_is_outside_until_it_returns():
     ]
 
 
-def test_a_mask_is_written_as_the_rules_say():
+def test_a_mask_is_written_in_the_documented_format():
     label_maps = np.zeros((1, 6, 8), np.uint16)
     label_maps[0, 2, 3:6] = 1  # .###
     label_maps[0, 3, 2:4] = 1  # ##..

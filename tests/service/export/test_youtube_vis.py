@@ -1,4 +1,4 @@
-"""YouTube-VIS results as pycocotools and the benchmark's published rules read them.
+"""YouTube-VIS results, read back by pycocotools and the published rules of the benchmark.
 
 The rules (the evaluation page of YouTube-VIS, and its ytvos API): a list of results, each of one object, with
 `video_id`, `category_id`, `score`, and `segmentations`, one for each frame in order: a COCO RLE of the frame's size or
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def read(text: str, shape: tuple[int, int, int]) -> list[np.ndarray]:
-    """The masks (T, H, W) of each result, by the rules."""
+    """Masks (T, H, W) of each result."""
     masks = []
     for result in json.loads(text):
         assert set(result) == {"video_id", "category_id", "score", "segmentations"}
@@ -40,7 +40,7 @@ def read(text: str, shape: tuple[int, int, int]) -> list[np.ndarray]:
 
 @given(videos)
 @settings(deadline=None)
-def test_results_hold_the_masks_of_every_object(label_maps):
+def test_results_contain_the_masks_of_all_objects(label_maps):
     masks = read(youtube_vis.render(a_document(label_maps), a_level(label_maps)), label_maps.shape)
     labels = np.unique(label_maps[label_maps > 0])
     assert len(masks) == len(labels)
@@ -48,7 +48,7 @@ def test_results_hold_the_masks_of_every_object(label_maps):
         np.testing.assert_array_equal(mask, label_maps == label)
 
 
-def test_an_object_that_is_not_seen_is_null_and_scores_follow_the_background_score():
+def test_frames_without_the_object_are_null_and_scores_follow_the_background_score():
     label_maps = np.zeros((4, 6, 6), np.uint16)
     label_maps[[0, 2], 1:3, 1:3] = 1
     label_maps[3, 4:, 4:] = 2

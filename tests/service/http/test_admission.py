@@ -1,4 +1,4 @@
-"""What is refused before a byte of the body is read."""
+"""Requests that are rejected before their body is read."""
 
 import asyncio
 from typing import Any
@@ -16,12 +16,12 @@ from tests.chaos.stub_child import stub_video
 
 
 def post_unread(settings: Settings, headers: list[tuple[bytes, bytes]]) -> tuple[int, dict[bytes, bytes]]:
-    """POST /segment straight to the app; fails where it asks for the body."""
+    """Send POST /segment to the application; fails if it reads the body."""
     app = create_app(settings)
     sent: list[Any] = []
 
     async def receive() -> Any:
-        raise AssertionError("the body was asked for")
+        raise AssertionError("the body was read")
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -40,13 +40,13 @@ def post_unread(settings: Settings, headers: list[tuple[bytes, bytes]]) -> tuple
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
-def test_too_large_by_its_own_word(settings: Settings) -> None:
+def test_an_announced_size_above_the_limit_is_rejected(settings: Settings) -> None:
     status, headers = post_unread(settings, [(b"content-length", b"9" * 15)])
     assert status == 413
     assert headers[b"connection"] == b"close"
 
 
-def test_a_full_queue(settings: Settings) -> None:
+def test_a_full_queue_rejects_uploads(settings: Settings) -> None:
     small = settings.model_copy(update={"max_queued_jobs": 1})
     with TestClient(create_app(small)) as http:
         assert http.post("/segment", files={"video": ("a.mp4", stub_video())}).status_code == 202
@@ -55,18 +55,18 @@ def test_a_full_queue(settings: Settings) -> None:
     assert int(headers[b"retry-after"]) > 0
 
 
-def test_no_key(settings: Settings) -> None:
+def test_a_missing_key_is_rejected(settings: Settings) -> None:
     guarded = settings.model_copy(update={"api_keys": SecretStr("ada:" + "0" * 64)})
     assert post_unread(guarded, [])[0] == 401
 
 
-def test_no_queue(settings: Settings) -> None:
+def test_an_unavailable_queue_rejects_uploads(settings: Settings) -> None:
     status, headers = post_unread(settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1")}), [])
     assert status == 503
     assert int(headers[b"retry-after"]) > 0
 
 
 @pytest.mark.parametrize("length", [b"", b"-1", b"abc", b"1e9"])
-def test_a_length_that_is_none_does_not_break_the_door(settings: Settings, length: bytes) -> None:
-    with pytest.raises(AssertionError, match="body was asked for"):
+def test_an_invalid_content_length_is_ignored(settings: Settings, length: bytes) -> None:
+    with pytest.raises(AssertionError, match="body was read"):
         post_unread(settings, [(b"content-length", length), (b"content-type", b"multipart/form-data; boundary=x")])

