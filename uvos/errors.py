@@ -206,6 +206,16 @@ class TooManyAttempts(UvosError):
     remedy = "Re-encode the video; other jobs are not affected."
 
 
+class JobDamaged(UvosError):
+    title, status = "Job record damaged", 500
+    remedy = "Delete the job and send the video again; check the disk of the data folder."
+
+
+class StorageUnavailable(UvosError):
+    title, status = "Storage unavailable", 503
+    remedy = "Mount the data folder and make it writable for the service, which then continues by itself."
+
+
 class InternalError(UvosError):
     title, status = "Internal error", 500
     remedy = "This is a bug in the service; its log has the details under the job id."

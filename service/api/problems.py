@@ -1,5 +1,6 @@
 """Render errors as application/problem+json (RFC 9457); no other module renders errors."""
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,9 +9,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from uvos.contract import FieldProblem, Problem
-from uvos.errors import InternalError, InvalidParameters, UvosError
+from uvos.errors import InternalError, InvalidParameters, StorageUnavailable, UvosError
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+STORAGE_RETRY_AFTER_S = 10
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 
 
@@ -53,6 +57,12 @@ def install(app: FastAPI) -> None:
             type="about:blank", title=str(error.detail), status=error.status_code, detail=str(error.detail)
         )
         return _render(problem, dict(error.headers or {}))
+
+    @app.exception_handler(OSError)
+    async def storage_error(_: Request, error: OSError) -> Response:
+        log.error("the data folder cannot be read or written: %s", error)
+        detail = f"the data folder cannot be read or written: {error.strerror}"
+        return respond(StorageUnavailable(detail, retry_after_s=STORAGE_RETRY_AFTER_S))
 
     @app.exception_handler(Exception)
     async def bug(_: Request, __: Exception) -> Response:  # the server logs the traceback; the client must not see it

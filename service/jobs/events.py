@@ -8,12 +8,14 @@ to Redis, not a thread.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
 from anyio import to_thread
+from pydantic import ValidationError
 from redis import asyncio as redis_async
 
 from service.jobs.jobs import Jobs, compose
@@ -54,11 +56,11 @@ class Listener:
         return str(entries[0][0].decode()) if entries else "0-0"
 
     async def after(self, job_id: str, last: str, timeout_s: float) -> list[tuple[str, JobProgress | None]]:
-        """The events after `last`, as soon as there is one; an event without progress is the end of the job."""
+        """The events after `last`, as soon as there is one; an event without progress only wakes."""
         key = events_key(job_id)
         streams: Any = await self._redis.xread({key: last}, count=BATCH_SIZE, block=max(1, int(1000 * timeout_s)))
         return [
-            (event_id.decode(), JobProgress.model_validate_json(fields[b"progress"]) if b"progress" in fields else None)
+            (event_id.decode(), _parse_progress(fields.get(b"progress")))
             for _, entries in streams or []
             for event_id, fields in entries
         ]
@@ -132,6 +134,12 @@ async def wait_for_end(jobs: Jobs, listener: Listener, job_id: str, timeout_s: f
                 last = event_id
         except (redis.RedisError, OSError):
             await asyncio.sleep(min(remaining_s, POLL_INTERVAL_S))
+
+
+def _parse_progress(text: bytes | None) -> JobProgress | None:
+    with suppress(ValidationError):  # untrusted input
+        return JobProgress.model_validate_json(text) if text is not None else None
+    return None
 
 
 def _view_at(jobs: Jobs, record: JobRecord, progress: JobProgress) -> JobView:

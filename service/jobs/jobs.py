@@ -1,6 +1,7 @@
 """Submit, look up, cancel and delete jobs: storage and queue together."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,8 @@ from uvos.contract import (
 )
 from uvos.errors import JobNotFound, QueueFull, QueueUnavailable
 from uvos.models import find_model
+
+log = logging.getLogger(__name__)
 
 PAGE_SIZE = 50
 RETRY_AFTER_S = 5
@@ -70,7 +73,7 @@ class Jobs:
         known = self._owners
         owners: dict[str, str | None] = {}
         for job_id in self.storage.open_jobs():
-            with suppress(JobNotFound):
+            with suppress(JobNotFound, OSError):
                 owners[job_id] = known[job_id] if job_id in known else self.storage.record(job_id).owner
         self._owners = owners
         return list(owners.values()).count(owner)
@@ -175,6 +178,9 @@ class Jobs:
                 view = self.view(self.find(job_id, owner))
             except JobNotFound:
                 continue  # of another owner, or deleted since
+            except OSError as error:  # of this job's files only
+                log.error("job %s: cannot be listed: %s", job_id, error)
+                continue
             if status is None or view.status == status:
                 if len(views) == size:
                     return JobPage(jobs=views, next=views[-1].id)
@@ -189,7 +195,7 @@ class Jobs:
         end = JobEnd(
             status=Status.canceled, ended_at=now, expires_at=now + timedelta(seconds=self.storage.result_ttl_s)
         )
-        if self.storage.finish(record.id, end):
+        if self.storage.end(record.id) is None and self.storage.finish(record.id, end):
             with suppress(QueueUnavailable), self._queue_errors():  # a worker that pops the job finds that it has ended
                 self.broker.dequeue(record.id)
                 self.broker.publish_end(record.id)

@@ -1,14 +1,18 @@
 """The files of a published result, by level and format."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from uvos.contract import JobRecord, Manifest, ManifestLevel, RleDocument, level_name
-from uvos.errors import ResultNotFound
+from uvos.errors import JobDamaged, ResultNotFound
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Result:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return Manifest.model_validate_json(self.manifest_path.read_bytes())
+        return _parse(Manifest, self.manifest_path)
 
     def manifest_level(self, tau: float | None) -> ManifestLevel:
         """The manifest's entry of a level.
@@ -68,4 +72,16 @@ class Result:
 
     def rle(self, tau: float | None) -> RleDocument:
         """The RLE document of a level."""
-        return RleDocument.model_validate(json.loads(self.file(tau, "rle.json").read_bytes()))
+        return _parse(RleDocument, self.file(tau, "rle.json"))
+
+
+def _parse(model: type[ModelT], path: Path) -> ModelT:
+    """Parse a result file.
+
+    Raises:
+        JobDamaged: The file is damaged.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise JobDamaged(f"the result file {path.name} of this job is damaged and cannot be read") from error

@@ -117,7 +117,9 @@ class Webhooks:
     def _attempt(self, job_id: str) -> None:
         """Make the next attempt if it is due, and record it."""
         record = self.storage.record(job_id)
-        assert record.callback_url is not None
+        if record.callback_url is None:  # the record of the job is damaged
+            self.storage.remove_callback(job_id)
+            return
         last = self.storage.last_delivery(job_id)
         now = datetime.now(UTC)
         if last is not None and last.next_at is None:  # the last attempt; its process died before it removed the marker

@@ -6,10 +6,11 @@ superseded, however long it was suspended, therefore cannot publish a result. A 
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from service.storage.durable import create_once
 from uvos.contract import JobEnd
@@ -28,6 +29,13 @@ class EndClaim(JobEnd):
     kind: Literal["end"] = "end"
 
 
+@dataclass(frozen=True)
+class UnreadableClaim:
+    """An entry whose file is damaged; it still takes its number."""
+
+    path: Path
+
+
 Claim = ExecutionClaim | EndClaim
 CLAIM: TypeAdapter[Claim] = TypeAdapter(Annotated[Claim, Field(discriminator="kind")])
 
@@ -41,17 +49,17 @@ class ClaimLog:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def last(self) -> tuple[int, Claim | None]:
+    def last(self) -> tuple[int, Claim | UnreadableClaim | None]:
         """The number and content of the last entry; (0, None) for an empty log."""
         number = max((int(name) for name in os.listdir(self._folder) if name.isdigit()), default=0)
-        return number, self._read(number) if number else None
+        return number, self.read(number) if number else None
 
     def append(self, claim: Claim, *, after: int | None = None) -> int | None:
         """Append an entry unless the job has ended.
 
         Args:
             claim: The entry.
-            after: Append only if this is the number of the last entry; None appends to any entry but an end.
+            after: Append only if this is the number of the last entry; None appends after any entry but an end.
 
         Returns:
             The number of the new entry; None if the job has ended, or if `after` is no longer the last entry.
@@ -76,10 +84,15 @@ class ClaimLog:
         names = os.listdir(self._folder)
         return sum(name.isdigit() for name in names) - sum(name.endswith(".back") for name in names)
 
-    def entries(self) -> list[Claim]:
+    def entries(self) -> list[Claim | UnreadableClaim]:
         """All entries in order."""
         numbers = sorted(int(name) for name in os.listdir(self._folder) if name.isdigit())
-        return [self._read(number) for number in numbers]
+        return [self.read(number) for number in numbers]
 
-    def _read(self, number: int) -> Claim:
-        return CLAIM.validate_json((self._folder / str(number)).read_bytes())
+    def read(self, number: int) -> Claim | UnreadableClaim:
+        """The content of an entry."""
+        path = self._folder / str(number)
+        try:
+            return CLAIM.validate_json(path.read_bytes())
+        except ValidationError:
+            return UnreadableClaim(path)

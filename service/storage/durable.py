@@ -27,6 +27,17 @@ def storage_full_errors(folder: Path) -> Iterator[None]:
         raise StorageFull("no space left on the storage disk", actual=free, retry_after_s=RETRY_AFTER_S) from error
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file atomically and durably."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        write_synced(draft, data)
+        draft.replace(path)
+        sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and sync its content to disk."""
     with path.open("wb") as file:

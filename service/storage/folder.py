@@ -12,28 +12,33 @@
     callbacks/<id>              marker: the webhook of the job has not been delivered
     keys/<digest>.json          the job of an Idempotency-Key
 
-Records are created once, complete and synced (`durable.create_once`), and never changed.
+Records are created once, complete and synced (`durable.create_once`), and never changed. A record that cannot be parsed
+(a damaged disk, a manual edit) makes its job a failed one with the problem `JobDamaged`; it does not affect other jobs.
+A damaged `end.json` is restored from the claim log if that is intact.
 """
 
 import fcntl
-import json
+import logging
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from service.storage.claims import ClaimLog, EndClaim, ExecutionClaim
-from service.storage.durable import create_once, storage_full_errors, sync_folder, sync_tree, write_synced
+from service.storage.claims import ClaimLog, EndClaim, ExecutionClaim, UnreadableClaim
+from service.storage.durable import create_once, replace_file, storage_full_errors, sync_folder, sync_tree, write_synced
 from service.storage.uploads import Upload
-from uvos.contract import Delivery, JobEnd, JobRecord
-from uvos.errors import IdempotencyConflict, JobNotFound, StorageFull
+from uvos.contract import Delivery, JobEnd, JobParams, JobRecord, Motion, Status
+from uvos.errors import IdempotencyConflict, JobDamaged, JobNotFound, StorageFull
 
+log = logging.getLogger(__name__)
+
+FOLDERS = ("uploads", "jobs", "open", "keys", "callbacks")
 ORPHAN_AGE_S = 3600.0  # an upload or job folder without progress for this long belongs to a process that died
 MIN_FREE_BYTES = 64 * 2**20  # space that an upload must leave free for the records of jobs
 MAX_ID_LENGTH = 64
@@ -58,8 +63,13 @@ class Storage:
     def __init__(self, root: Path, *, result_ttl_s: int) -> None:
         self.root = root
         self.result_ttl_s = result_ttl_s
-        for name in ("uploads", "jobs", "open", "keys", "callbacks"):
-            (root / name).mkdir(parents=True, exist_ok=True)
+        self._reported: set[Path] = set()
+        with suppress(OSError):  # `check` reports a folder that is not available
+            self._create_folders()
+
+    def _create_folders(self) -> None:
+        for name in FOLDERS:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
 
     # --- submit
 
@@ -128,6 +138,10 @@ class Storage:
                 record, end = self.record(known.job_id), self.end(known.job_id)
             except FileNotFoundError:
                 continue  # removed by another process since
+            except ValidationError:
+                self._report_damage(path)
+                path.unlink(missing_ok=True)  # which job it was used for is lost
+                continue
             except JobNotFound:
                 path.unlink(missing_ok=True)  # the process that deleted the job died before it removed the key
                 continue
@@ -146,35 +160,99 @@ class Storage:
     # --- look up
 
     def record(self, job_id: str) -> JobRecord:
-        """The request of a job.
+        """The request of a job; of a damaged one a placeholder without owner, whose `end` is a failure.
 
         Raises:
             JobNotFound: There is no such job, or it was deleted.
         """
+        path = self._job(job_id) / "job.json"
         try:
-            return JobRecord.model_validate_json((self._job(job_id) / "job.json").read_bytes())
-        except FileNotFoundError:
+            return JobRecord.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            self._check_jobs_folder()
             raise JobNotFound(f"there is no job {job_id!r}") from None
+        except ValidationError:
+            self._report_damage(path)
+            return _placeholder(job_id, path)
+
+    def _exists(self, job_id: str) -> bool:
+        """Whether the job exists, that is, was not deleted."""
+        if (self._job(job_id) / "job.json").exists():
+            return True
+        self._check_jobs_folder()
+        return False
+
+    def _check_jobs_folder(self) -> None:
+        """Raise OSError if the folder of all jobs is missing: then a missing record does not mean a deleted job."""
+        if not (self.root / "jobs").is_dir():
+            raise OSError(f"the folder {self.root / 'jobs'} is missing")
 
     def end(self, job_id: str) -> JobEnd | None:
         """The end of a job; None while it has not ended."""
+        path = self._job(job_id) / "job.json"
+        end = self._read_end(job_id)
         try:
-            return JobEnd.model_validate_json((self._job(job_id) / "end.json").read_bytes())
-        except FileNotFoundError:
+            JobRecord.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return end
+        except ValidationError:
+            self._report_damage(path)
+            return self._damaged_end(path, expires_at=None if end is None else end.expires_at)
+        return end
+
+    def _read_end(self, job_id: str) -> JobEnd | None:
+        path = self._job(job_id) / "end.json"
+        try:
+            return JobEnd.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except ValidationError:
+            self._report_damage(path)
+            return self._restore_end(job_id, path) or self._damaged_end(path)
+
+    def _restore_end(self, job_id: str, path: Path) -> JobEnd | None:
+        """Restore a damaged `end.json` from the claim log; None if the log does not hold the end either."""
+        with suppress(FileNotFoundError):
+            _, claim = self.claim_log(job_id).last()
+            if isinstance(claim, EndClaim):
+                with suppress(OSError):  # a read-only or full disk: the end is known anyway
+                    replace_file(path, _serialize(claim))
+                    log.warning("job %s: restored end.json from the claim log", job_id)
+                return claim
+        return None
+
+    def _damaged_end(self, path: Path, *, expires_at: datetime | None = None) -> JobEnd:
+        """The end of a job with a damaged record."""
+        damaged_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        problem = JobDamaged(f"the record {path.name} of this job is damaged and cannot be read").problem()
+        return JobEnd(
+            status=Status.failed,
+            ended_at=damaged_at,
+            expires_at=expires_at or damaged_at + timedelta(seconds=self.result_ttl_s),
+            error=problem,
+        )
+
+    def _report_damage(self, path: Path) -> None:
+        """Log a damaged record, once per process."""
+        if path not in self._reported:
+            self._reported.add(path)
+            log.error("the record %s is damaged and cannot be read", path.relative_to(self.root))
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job has ended or been deleted."""
-        folder = self._job(job_id)
-        return (folder / "end.json").exists() or not (folder / "job.json").exists()
+        return not self._exists(job_id) or self.end(job_id) is not None
 
     def job_ids(self, before: str | None = None) -> list[str]:
         """The ids of all jobs, newest first; with `before`, only of those created before that job."""
-        return sorted((name for name in os.listdir(self.root / "jobs") if not before or name < before), reverse=True)
+        return sorted((job_id for job_id in self._ids("jobs") if not before or job_id < before), reverse=True)
 
     def open_jobs(self) -> list[str]:
         """The ids of jobs that have not ended, oldest first."""
-        return sorted(os.listdir(self.root / "open"))
+        return sorted(self._ids("open"))
+
+    def _ids(self, folder: str) -> list[str]:
+        """The entries of a folder that are job ids."""
+        return [name for name in os.listdir(self.root / folder) if _is_job_id(name)]
 
     def input_path(self, job_id: str) -> Path:
         return self._job(job_id) / "input"
@@ -200,6 +278,7 @@ class Storage:
         """
         work = self._job(job_id) / "work"
         try:
+            self._end_if_damaged(job_id)
             number = self.claim_log(job_id).append(ExecutionClaim(execution=execution))
             if number is None:
                 self._finalize_from_log(job_id)
@@ -211,9 +290,18 @@ class Storage:
             raise JobNotFound(f"there is no job {job_id!r}") from None
         return number
 
+    def _end_if_damaged(self, job_id: str) -> None:
+        """End a job whose last claim is damaged: whether it had ended is not known."""
+        claims = self.claim_log(job_id)
+        with suppress(FileNotFoundError):
+            _, last = claims.last()
+            if isinstance(last, UnreadableClaim):
+                self._report_damage(last.path)
+                self.finish(job_id, self._damaged_end(last.path))
+
     def is_superseded(self, job_id: str, claim: int) -> bool:
         """Whether a later execution has begun, or the job has been canceled or deleted."""
-        return self.claim_log(job_id).has_entry_after(claim) or not (self._job(job_id) / "job.json").exists()
+        return self.claim_log(job_id).has_entry_after(claim) or not self._exists(job_id)
 
     def hand_back(self, job_id: str, claim: int) -> None:
         """Record that an execution stopped for a reason outside the job, so that it does not count as an attempt."""
@@ -276,30 +364,34 @@ class Storage:
     def finalize(self, job_id: str, claim: int) -> None:
         """Publish the end that is the last claim as `end.json` and remove what the job no longer needs."""
         folder = self._job(job_id)
-        with suppress(FileExistsError):
-            os.link(folder / "claims" / str(claim), folder / "end.json")
-            sync_folder(folder)
-        self.purge(job_id)
+        end = self.claim_log(job_id).read(claim)
+        assert isinstance(end, EndClaim)
+        self._purge_files(job_id, end)  # first: on a full disk it makes space for `end.json`
+        create_once(folder / "end.json", _serialize(end))
+        (self.root / "open" / job_id).unlink(missing_ok=True)
 
     def purge(self, job_id: str) -> None:
         """Remove what an ended job no longer needs: the video, the output of other executions, the open marker."""
         end = self.end(job_id)
         if end is None:
-            if not (self._job(job_id) / "job.json").exists():
+            if not self._exists(job_id):
                 (self.root / "open" / job_id).unlink(missing_ok=True)  # deleted while it was marked open
             return
+        self._purge_files(job_id, end)
+        (self.root / "open" / job_id).unlink(missing_ok=True)
+
+    def _purge_files(self, job_id: str, end: JobEnd) -> None:
         self.input_path(job_id).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             for folder in (self._job(job_id) / "work").iterdir():
                 if folder.name != end.execution:
                     shutil.rmtree(folder, ignore_errors=True)
-        (self.root / "open" / job_id).unlink(missing_ok=True)
 
     # --- webhooks
 
     def pending_callbacks(self) -> list[str]:
         """The ids of jobs whose webhook has not been delivered."""
-        return os.listdir(self.root / "callbacks")
+        return self._ids("callbacks")
 
     @contextmanager
     def callback_lock(self, job_id: str) -> Iterator[bool]:
@@ -323,8 +415,17 @@ class Storage:
         with suppress(FileNotFoundError):
             numbers = [int(name) for name in os.listdir(folder) if name.isdigit()]
             if numbers:
-                return Delivery.model_validate_json((folder / str(max(numbers))).read_bytes())
+                return self._read_delivery(folder / str(max(numbers)))
         return None
+
+    def _read_delivery(self, path: Path) -> Delivery:
+        """An attempt; a damaged one counts as failed, and the next one is due now."""
+        try:
+            return Delivery.model_validate_json(path.read_bytes())
+        except ValidationError:
+            self._report_damage(path)
+            at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            return Delivery(attempt=int(path.name), at=at, error="the record of this attempt is damaged", next_at=at)
 
     def record_delivery(self, job_id: str, delivery: Delivery) -> None:
         folder = self._job(job_id) / "deliveries"
@@ -342,10 +443,12 @@ class Storage:
         """Remove a job and everything that belongs to it, its idempotency key included."""
         (self.root / "open" / job_id).unlink(missing_ok=True)
         self.remove_callback(job_id)
-        with suppress(JobNotFound, FileNotFoundError):
+        with suppress(JobNotFound, FileNotFoundError, ValidationError):
             key = self.record(job_id).idempotency_key
-            if key is not None and json.loads(self._key(key).read_bytes())["job_id"] == job_id:
-                self._key(key).unlink(missing_ok=True)
+            if key is not None:
+                holder = IdempotencyRecord.model_validate_json(self._key(key).read_bytes())
+                if holder.job_id == job_id:
+                    self._key(key).unlink(missing_ok=True)
         # one rename makes the job invisible at once, even if removing its files fails
         trash = self.root / "uploads" / f"{job_id}.{secrets.token_hex(4)}.gone"
         with suppress(FileNotFoundError):
@@ -357,12 +460,11 @@ class Storage:
         now = now or datetime.now(UTC)
         expired = []
         for job_id in self.job_ids():
-            end = self.end(job_id)
-            if end is not None and end.expires_at <= now:
-                self.delete(job_id)
-                expired.append(job_id)
-            elif end is None and not (self.root / "open" / job_id).exists() and self._is_old(self._job(job_id), now):
-                self.delete(job_id)
+            try:
+                if self._sweep_job(job_id, now):
+                    expired.append(job_id)
+            except OSError as error:  # of this job's files only
+                log.error("job %s: cannot be swept: %s", job_id, error)
         for folder in (self.root / "uploads").iterdir():
             if self._is_old(folder, now):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -370,6 +472,17 @@ class Storage:
             if self._is_old(draft, now):
                 draft.unlink(missing_ok=True)
         return expired
+
+    def _sweep_job(self, job_id: str, now: datetime) -> bool:
+        """Remove a job that has expired, or that was never marked open; whether it has expired."""
+        is_open = (self.root / "open" / job_id).exists()
+        end = self._read_end(job_id) or (None if is_open else self.end(job_id))
+        if end is not None and end.expires_at <= now:
+            self.delete(job_id)
+            return True
+        if end is None and not is_open and self._is_old(self._job(job_id), now):
+            self.delete(job_id)
+        return False
 
     def _is_old(self, path: Path, now: datetime) -> bool:
         """Whether a file, or a folder and every entry in it, was last modified more than `ORPHAN_AGE_S` ago."""
@@ -379,16 +492,38 @@ class Storage:
             return now.timestamp() - modified_at > ORPHAN_AGE_S
         return False
 
-    def check_writable(self) -> None:
-        """Raise OSError if the folder cannot be written."""
-        probe = self.root / "uploads" / f".probe-{secrets.token_hex(4)}"
-        probe.write_bytes(b"1")
-        probe.unlink()
+    def check(self) -> None:
+        """Raise OSError if a folder cannot be listed or written."""
+        if not self.root.exists():
+            self._create_folders()
+        for name in FOLDERS:
+            probe = self.root / name / f".probe-{secrets.token_hex(4)}"
+            probe.write_bytes(b"1")
+            probe.unlink()
+            os.listdir(self.root / name)
 
     def _key(self, digest: str) -> Path:
         return self.root / "keys" / f"{digest}.json"
 
     def _job(self, job_id: str) -> Path:
-        if not job_id.isalnum() or len(job_id) > MAX_ID_LENGTH:  # so that an id never leads outside the folder
+        if not _is_job_id(job_id):  # so that an id never leads outside the folder
             raise JobNotFound(f"there is no job {job_id[:MAX_ID_LENGTH]!r}")
         return self.root / "jobs" / job_id
+
+
+def _is_job_id(name: str) -> bool:
+    return name.isalnum() and len(name) <= MAX_ID_LENGTH
+
+
+def _serialize(end: JobEnd) -> bytes:
+    return end.model_dump_json(exclude_none=True).encode()
+
+
+def _placeholder(job_id: str, path: Path) -> JobRecord:
+    """A record in place of a damaged one: creation time from the id, everything else empty or default."""
+    try:
+        created_at = datetime.fromtimestamp(int(job_id[:12], 16) / 1000, UTC)
+    except (ValueError, OverflowError):
+        created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    params = JobParams.model_validate({"tau": [1.0], "model": "unknown", "motion": Motion.off})
+    return JobRecord(id=job_id, created_at=created_at, video_name="", video_bytes=0, video_sha256="", params=params)

@@ -47,15 +47,19 @@ class Recovery:
         lost = self.broker.lost(self.storage.open_jobs())
         self._sightings = {job_id: self._sightings.get(job_id, 0) + 1 for job_id in lost}
         for job_id in reversed(lost):  # each is queued at the front, so the oldest goes last
-            if self.has_ended(job_id):
-                self.storage.purge(job_id)
-            elif (
-                self._sightings[job_id] >= LOST_AFTER_SIGHTINGS
-                and self._may_run(job_id)
-                and self.broker.drop_lost(job_id)
-            ):
-                log.warning("job %s was not in the queue; queued again", job_id)
-                self.broker.enqueue(job_id, at_front=True)
+            try:
+                self._requeue(job_id)
+            except OSError as error:  # of this job's files only
+                log.error("job %s: cannot be requeued: %s", job_id, error)
+
+    def _requeue(self, job_id: str) -> None:
+        if self.has_ended(job_id):
+            self.storage.purge(job_id)
+        elif (
+            self._sightings[job_id] >= LOST_AFTER_SIGHTINGS and self._may_run(job_id) and self.broker.drop_lost(job_id)
+        ):
+            log.warning("job %s was not in the queue; queued again", job_id)
+            self.broker.enqueue(job_id, at_front=True)
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job has ended or does not exist; ids from Redis may be anything."""
