@@ -4,19 +4,14 @@ import base64
 import logging
 import os
 import resource
-import signal
-import subprocess
+import socket
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
-from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 
@@ -25,6 +20,7 @@ from service.http.api_keys import add_key
 from service.jobs.embedded import EmbeddedServer
 from service.jobs.webhooks import secret_of
 from service.settings import Settings
+from service.supervisor import CANNOT_START, AttachedProcess, Supervisor, exit_with_parent, listen
 from uvos.client import Client, RequestFailed
 from uvos.contract import Status
 from uvos.errors import UvosError
@@ -40,8 +36,6 @@ app.add_typer(keys, name="keys")
 console = Console(stderr=True)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-STOP_TIMEOUT_S = 30.0
-RESTART_PAUSE_S = 1.0
 
 UrlOption = Annotated[str, typer.Option(help="URL of the service.", envvar="UVOS_URL")]
 KeyOption = Annotated[str | None, typer.Option(help="API key, if the service requires one.", envvar="UVOS_API_KEY")]
@@ -59,25 +53,40 @@ def up(
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
     """Start the whole service: API, workers, and a queue unless UVOS_REDIS_URL names one."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s up[%(process)d] %(message)s")
     settings = _settings(host=host, port=port, data_dir=data, model=model)
-    with ExitStack() as running:
-        if settings.redis_url is None:
-            queue = running.enter_context(EmbeddedServer(settings.data_dir / "queue"))
-            settings = settings.model_copy(update={"redis_url": SecretStr(queue.url)})
-        running.enter_context(_workers(settings, workers))
-        url = f"http://{settings.host}:{settings.port}"
+    with listen(settings.host, settings.port) as listener:
+        queue = [EmbeddedServer(settings.data_dir / "queue")] if settings.redis_url is None else []
+        environment = _environment(settings, redis_url=queue[0].url if queue else None)
+        api = [sys.executable, "-m", "service.cli", "serve", "--attached", "--fd", str(listener.fileno())]
+        worker = [sys.executable, "-m", "worker.cli", "run", "--attached"]
+        supervisor = Supervisor(
+            [
+                queue,
+                [AttachedProcess("worker", worker, environment) for _ in range(workers)],
+                [AttachedProcess("API", api, environment, pass_fds=[listener.fileno()])],
+            ]
+        )
+        url = f"http://{settings.host}:{listener.getsockname()[1]}"
         data_dir = escape(str(settings.data_dir))
         console.print(f"[bold]uvos[/] listens on [link={url}]{url}[/link], data folder {data_dir}. Try next:\n")
         console.print(f"  uvos segment examples/sample.mp4 --url {url} --out masks/", highlight=False)
         console.print(f"  curl -F video=@examples/sample.mp4 {url}/segment", highlight=False)
         console.print(f"  open {url}/docs\n", highlight=False)
-        _serve(settings)
+        supervisor.run()
 
 
 @app.command()
-def serve(host: HostOption = None, port: PortOption = None) -> None:
+def serve(
+    host: HostOption = None,
+    port: PortOption = None,
+    attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
+    fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Start the API only; UVOS_REDIS_URL names the queue that it shares with the workers."""
-    _serve(_settings(host=host, port=port))
+    settings = _settings(host=host, port=port)
+    with listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd) as listener:
+        _serve(settings, listener, attached=attached)
 
 
 @app.command()
@@ -149,7 +158,7 @@ def _settings(**options: Any) -> Settings:
     return Settings(**{name: value for name, value in options.items() if value is not None})
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, listener: socket.socket, *, attached: bool) -> None:
     """Run the API until SIGTERM or SIGINT."""
     from service.app import create_server
     from service.http.timeouts import Timeouts
@@ -159,51 +168,27 @@ def _serve(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))  # one per connection
     logging.basicConfig(level=logging.INFO, format="%(asctime)s api[%(process)d] %(message)s")
     server = create_server(settings, timeouts=Timeouts())
+
+    def stop() -> None:
+        server.should_exit = True
+
+    if attached:
+        exit_with_parent(stop)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets=[listener])
     if not server.started:
-        sys.exit(3)
+        sys.exit(CANNOT_START)
 
 
-@contextmanager
-def _workers(settings: Settings, count: int) -> Iterator[None]:
-    """Worker processes; a dead one is replaced, and all of them stop with this process, however it dies."""
-    assert settings.redis_url is not None
-    environment = os.environ | {
-        "UVOS_REDIS_URL": settings.redis_url.get_secret_value(),
+def _environment(settings: Settings, *, redis_url: str | None) -> dict[str, str]:
+    """The environment of API and workers; without `redis_url` they inherit UVOS_REDIS_URL."""
+    options = {
+        "UVOS_HOST": settings.host,
+        "UVOS_PORT": str(settings.port),
         "UVOS_DATA_DIR": str(settings.data_dir.resolve()),
         "UVOS_MODEL": settings.default_model,
     }
-    stopping = threading.Event()
-
-    def start() -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "worker.cli", "run", "--attached"]
-        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, process_group=0)
-
-    processes = [start() for _ in range(count)]
-
-    def watch() -> None:
-        while not stopping.wait(RESTART_PAUSE_S):
-            for index, process in enumerate(processes):
-                if process.poll() is not None and not stopping.is_set():
-                    console.print(f"[yellow]a worker exited with status {process.returncode}; starting a new one[/]")
-                    processes[index] = start()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        watcher.join()
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        for process in processes:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+    return os.environ | options | ({} if redis_url is None else {"UVOS_REDIS_URL": redis_url})
 
 
 def main() -> None:

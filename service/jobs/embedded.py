@@ -6,6 +6,7 @@ that the kernel releases when the process dies, and the kernel stops the server 
 
 import ctypes
 import fcntl
+import logging
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,11 @@ from typing import IO, Self
 
 import redis
 
+log = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+LOG_CHARACTERS = 500
 PR_SET_PDEATHSIG = 1
 MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes
 
@@ -27,6 +32,8 @@ libc = ctypes.CDLL(None)  # loaded here, because nothing may be loaded between f
 
 class EmbeddedServer:
     """A valkey-server or redis-server on a Unix socket, with an append-only file and without eviction."""
+
+    name = "queue"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -52,7 +59,8 @@ class EmbeddedServer:
     def start(self) -> Self:
         """Start the server, or restart it after it has died, and wait until it responds.
 
-        The server stops when the calling thread ends.
+        The server stops when the calling thread ends. A damaged append-only file is set aside and the server starts
+        empty: workers requeue open jobs from storage.
 
         Raises:
             RuntimeError: Another process owns the folder, no server program is installed, or the server does not start;
@@ -61,11 +69,28 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.wait(START_TIMEOUT_S)
         self._own_folder()
-        log = self.folder / "valkey.log"
+        try:
+            try:
+                self._start_process()
+            except RuntimeError as error:
+                files = self.folder / "appendonlydir"
+                if "append only file" not in str(error).lower() or not files.is_dir():
+                    raise
+                aside = files.rename(self.folder / f"appendonlydir.damaged-{time.time_ns()}")
+                log.error("the append-only file of the queue is damaged; it was moved to %s", aside)
+                self._start_process()
+        except RuntimeError:
+            self.stop()
+            raise
+        return self
+
+    def _start_process(self) -> None:
+        log_path = self.folder / "valkey.log"
+        log_path.write_bytes(b"")  # so that an error message quotes this start only
         command = [
             *(server_program(), "--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-            *("--maxmemory-policy", "noeviction", "--logfile", str(log), "--daemonize", "no"),
+            *("--maxmemory-policy", "noeviction", "--logfile", str(log_path), "--daemonize", "no"),
         ]
         # a new session: Ctrl-C in the terminal must not stop the queue before the workers
         self._process = subprocess.Popen(
@@ -80,15 +105,43 @@ class EmbeddedServer:
         while True:
             try:
                 client.ping()
-                return self
+                return
             except redis.RedisError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.stop()
-                    log_end = log.read_text(errors="replace")[-500:] if log.exists() else ""
+                    self._process.kill()
+                    self._process.wait()
+                    log_end = log_path.read_text(errors="replace")[-LOG_CHARACTERS:]
                     raise RuntimeError(f"the embedded queue did not start: {log_end or error}") from error
                 time.sleep(0.02)
             finally:
                 client.close()
+
+    def poll(self) -> int | None:
+        """The exit status of the server; None while it runs."""
+        return self._process.poll() if self._process is not None else 0
+
+    def terminate(self) -> None:
+        """Ask the server to stop; `wait` waits for it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the server has stopped, kill it after the timeout, and release the folder."""
+        if self._process is not None:
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        if self._socket_folder is not None:
+            self._socket_folder.cleanup()
+
+    def stop(self) -> None:
+        self.terminate()
+        self.wait(STOP_TIMEOUT_S)
 
     def _own_folder(self) -> None:
         if self._lock is None:
@@ -110,20 +163,6 @@ class EmbeddedServer:
                     raise RuntimeError(f"the queue of a killed process still runs on {self.socket}")
                 time.sleep(0.05)
         client.close()
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-        if self._socket_folder is not None:
-            self._socket_folder.cleanup()
 
     def __enter__(self) -> Self:
         return self.start()

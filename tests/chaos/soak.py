@@ -26,11 +26,13 @@ GROWTH_FILES = 5
 
 def processes(pid: int) -> dict[str, int]:
     """The long-running processes of the service, name -> pid."""
-    pids = {"api": pid}
+    pids = {"supervisor": pid}
     for child in _children(pid):
         command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ")
         if b"valkey" in command or b"redis" in command:
             pids["valkey"] = child
+        elif b"serve" in command:
+            pids["api"] = child
         else:
             pids["worker"] = child
             for grandchild in _children(child):
