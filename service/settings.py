@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     allow_hub: bool = True
     """Whether a worker may download weights from the hub."""
 
+    def json_without_secrets(self) -> str:
+        """These settings as JSON, for a process that must not hold secrets."""
+        return self.model_dump_json(exclude={name for name, value in self if isinstance(value, SecretStr)})
+
     @property
     def keys_file(self) -> Path:
         return self.api_keys_file or self.data_dir / "keys.txt"

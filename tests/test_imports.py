@@ -138,7 +138,7 @@ ONLY: dict[str, set[str]] = {
         "worker.jobs.child",
         "worker.jobs.messages",
         "service.settings",
-        "uvos.contract",
+        "uvos.errors",
     },
     "worker.jobs.execution": {
         "worker.jobs.child",
@@ -153,6 +153,7 @@ ONLY: dict[str, set[str]] = {
     "worker.jobs.worker": {
         "worker.jobs.child",
         "worker.jobs.execution",
+        "worker.jobs.messages",
         "worker.jobs.recovery",
         "service.jobs.queue",
         "service.settings",

@@ -316,6 +316,8 @@ class WorkerInfo(Schema):
     """Sandbox mechanisms of the decoder process."""
     busy_with: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
     """Job that is running."""
+    problem: str | None = Field(None, examples=["the models are being loaded"])
+    """Why the worker runs no jobs; None if it runs jobs."""
 
 
 # --- a job as the API returns it

@@ -1,13 +1,9 @@
 """`uvos-worker`: the process that owns the GPU, and the method as a command."""
 
 import logging
-import os
 import socket
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +16,7 @@ from rich.table import Table
 
 from service.settings import Settings
 from service.storage.folder import Storage
+from service.supervisor import CANNOT_START, exit_with_parent
 from uvos.contract import Manifest, Mode, Stage, level_name
 from uvos.errors import InvalidParameters, QueueUnavailable, UvosError
 from uvos.models import MODELS, find_model
@@ -40,8 +37,6 @@ app.add_typer(weights_app, name="weights")
 app.command()(evaluation.score)
 console = Console(stderr=True)
 
-ORPHAN_GRACE_S = 5.0  # to return the running job to the queue, which may have died with the parent
-
 
 class Dtype(StrEnum):
     auto = "auto"
@@ -56,29 +51,21 @@ def run(
     ] = False,
 ) -> None:
     """Run jobs from the queue (UVOS_REDIS_URL) until SIGTERM or SIGINT."""
-    from worker.jobs.worker import SegmentWorker
+    from worker.jobs.worker import ChildCannotStart, SegmentWorker
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(message)s")
     settings = Settings()
     if settings.redis_url is None:
         raise InvalidParameters("UVOS_REDIS_URL is not set: set it, or run `uvos up`, which starts a queue")
-    worker = SegmentWorker(settings, Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s))
+    storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
+    worker = SegmentWorker(settings, storage, must_start=attached)
     if attached:
-        threading.Thread(target=_end_with_parent, args=(worker.hand_back_now,), daemon=True).start()
-    worker.serve()
-
-
-def _end_with_parent(hand_back_now: Callable[[], None]) -> None:
-    """Stop when standard input closes.
-
-    The kernel closes the pipe however the parent dies. Its signal for this purpose, PR_SET_PDEATHSIG, reports the
-    death of the thread that started the process instead.
-    """
-    while os.read(0, 1 << 12):
-        pass
-    hand_back_now()
-    time.sleep(ORPHAN_GRACE_S)
-    os._exit(1)  # closes the pipe to the child, which then stops in the same way
+        exit_with_parent(worker.hand_back_now)
+    try:
+        worker.serve()
+    except ChildCannotStart as error:
+        console.print(f"[red]error:[/] the worker cannot start: {escape(str(error))}", highlight=False)
+        raise typer.Exit(CANNOT_START) from None
 
 
 @app.command()

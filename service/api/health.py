@@ -1,4 +1,4 @@
-"""Is it alive, can it accept, what does it measure, which models does it know."""
+"""Liveness, readiness, metrics, and the list of models."""
 
 import redis
 from fastapi import APIRouter, Response
@@ -6,6 +6,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from pydantic import Field
 
 from service.api.dependencies import JobsDep, SettingsDep
+from service.jobs.jobs import Jobs
+from service.jobs.queue import WORKER_TTL_S
 from uvos.contract import Schema, WorkerInfo
 from uvos.errors import QueueUnavailable
 from uvos.models import MODELS, ModelEntry
@@ -15,66 +17,93 @@ router = APIRouter()
 
 class Alive(Schema):
     alive: bool = True
-    """Always true: a process that is not does not answer."""
+    """Always true."""
 
 
 class Ready(Schema):
-    """Whether a job would be accepted, and who would work on it."""
+    """Whether a job would be accepted and run."""
 
     ready: bool
-    """Whether a job would be accepted now."""
+    """`accepts_jobs` and `runs_jobs`; the status is 200 if true, 503 if false."""
+    accepts_jobs: bool
+    """Whether POST /segment would accept a job: queue and storage are available."""
+    runs_jobs: bool
+    """Whether a live worker would run it. Accepted jobs wait while there is none."""
     queue: bool
-    """Redis answers."""
+    """Whether Redis responds."""
     storage: bool
-    """The data folder can be written."""
+    """Whether the data folder can be written."""
     workers: list[WorkerInfo]
-    """Live workers; none means that jobs wait, not that they are refused."""
+    """Workers with a recent heartbeat."""
+    reasons: list[str] = Field(examples=[["no worker has sent a heartbeat in the last 15 s"]])
+    """Why the service is not ready; empty if it is."""
 
 
 class ModelPage(Schema):
     default: str = Field(examples=["tiny"])
-    """The model of jobs that name none."""
+    """Default model of jobs."""
     models: list[ModelEntry]
-    """All that this service knows."""
+    """All models."""
 
 
 @router.get("/livez", tags=["health"])
-async def livez() -> Alive:  # not in a thread: those may all be busy
-    """The process is alive."""
+async def livez() -> Alive:  # not in a thread, because all threads may be busy
+    """Liveness: the process responds."""
     return Alive()
 
 
-@router.get("/readyz", tags=["health"], responses={503: {"model": Ready, "description": "A job would be refused now."}})
+@router.get("/readyz", tags=["health"], responses={503: {"model": Ready, "description": "Not ready; see `reasons`."}})
 def readyz(jobs: JobsDep, response: Response) -> Ready:
-    """Whether a job would be accepted now."""
+    """Readiness: a job would be accepted, and a worker would run it."""
+    state = _readiness(jobs)
+    response.status_code = 200 if state.ready else 503
+    return state
+
+
+def _readiness(jobs: Jobs) -> Ready:
+    reasons = []
     queue = storage = True
     workers: list[WorkerInfo] = []
     try:
         workers = jobs.broker.workers()
-    except redis.RedisError:
+    except redis.RedisError as error:
         queue = False
+        reasons.append(f"the queue does not respond: {error}")
     try:
-        jobs.storage.check_writable()
-    except OSError:
+        jobs.storage.check()
+    except OSError as error:
         storage = False
-    response.status_code = 200 if queue and storage else 503
-    return Ready(ready=queue and storage, queue=queue, storage=storage, workers=workers)
+        reasons.append(f"the data folder cannot be written: {error}")
+    if queue and not workers:
+        reasons.append(f"no worker has sent a heartbeat in the last {WORKER_TTL_S} s")
+    runs_jobs = any(worker.problem is None for worker in workers)
+    if not runs_jobs:
+        reasons += [f"worker {worker.name}: {worker.problem}" for worker in workers]
+    return Ready(
+        ready=queue and storage and runs_jobs,
+        accepts_jobs=queue and storage,
+        runs_jobs=runs_jobs,
+        queue=queue,
+        storage=storage,
+        workers=workers,
+        reasons=reasons,
+    )
 
 
 @router.get("/models", tags=["models"], response_model_exclude_none=True)
 def models(settings: SettingsDep) -> ModelPage:
-    """The models that a job may name, with their defaults, licences and where their weights come from."""
+    """The models that a job may use, with their defaults, licences and weight sources."""
     return ModelPage(default=settings.default_model, models=list(MODELS.values()))
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)
 def metrics(jobs: JobsDep) -> Response:
-    """For Prometheus: jobs waiting, jobs not ended, workers alive."""
+    """Prometheus metrics: waiting jobs, open jobs, live workers."""
     registry = CollectorRegistry()
     Gauge("uvos_jobs_open", "Jobs that have not ended", registry=registry).set(len(jobs.storage.open_jobs()))
     try:
         Gauge("uvos_jobs_waiting", "Jobs in the queue", registry=registry).set(jobs.broker.length())
         Gauge("uvos_workers", "Live workers", registry=registry).set(len(jobs.broker.workers()))
     except redis.RedisError as error:
-        raise QueueUnavailable("the queue does not answer", retry_after_s=5) from error
+        raise QueueUnavailable("the queue does not respond", retry_after_s=5) from error
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

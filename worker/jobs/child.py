@@ -12,7 +12,7 @@ import sys
 import time
 
 from service.settings import Settings
-from worker.jobs.messages import FROM_CHILD, Cancel, FromChild, Ready, Run, ToChild, encode
+from worker.jobs.messages import FROM_CHILD, Cancel, FromChild, Ready, Run, StartFailed, ToChild, encode
 
 SETTINGS_VARIABLE = "UVOS_CHILD_SETTINGS"
 
@@ -29,8 +29,10 @@ class Child:
         """Time of the last start, monotonic clock, seconds."""
         self.is_warm = False
         """Whether the child has loaded its models since the last start."""
-        self.state = Ready(device="starting")
-        """The child's last `Ready` message; of an earlier start until the child is warm."""
+        self.state: Ready | None = None
+        """The last `Ready` message of the child, also of earlier starts; None if it has never been warm."""
+        self.start_error: str | None = None
+        """Why the child could not start, if it said so."""
 
     @property
     def pid(self) -> int | None:
@@ -39,12 +41,12 @@ class Child:
     def start(self) -> None:
         """Start the process, or restart it; returns before it is warm."""
         self.kill()
-        self._buffer, self.started_at = b"", time.monotonic()
+        self._buffer, self.started_at, self.start_error = b"", time.monotonic(), None
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment() | {SETTINGS_VARIABLE: self._settings.model_dump_json()},
+            env=_environment() | {SETTINGS_VARIABLE: self._settings.json_without_secrets()},
             process_group=0,  # Ctrl-C in the terminal reaches the worker only, which stops the child in order
         )
 
@@ -85,8 +87,11 @@ class Child:
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         message = FROM_CHILD.validate_json(line)
-        if isinstance(message, Ready):
-            self.state, self.is_warm = message, True
+        match message:
+            case Ready():
+                self.state, self.is_warm = message, True
+            case StartFailed(reason=reason):
+                self.start_error = reason
         return message
 
     def kill(self) -> int | None:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from service.settings import Settings
+from uvos.errors import UvosError
 from worker.jobs.child import SETTINGS_VARIABLE
-from worker.jobs.messages import TO_CHILD, Begun, Cancel, FromChild, Ready, Run, encode
+from worker.jobs.messages import TO_CHILD, Begun, Cancel, FromChild, Ready, Run, StartFailed, encode
 
 PR_SET_PDEATHSIG = 1
+MAX_REASON = 500  # characters
 
 Send = Callable[[FromChild], None]
 
@@ -48,15 +50,21 @@ def serve_worker(create_runner: Callable[[Settings, Send], Runner]) -> None:
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # libraries that print must not corrupt the messages
     logging.basicConfig(level=logging.INFO, format="%(asctime)s child[%(process)d] %(message)s")
-    settings = Settings.model_validate_json(os.environ.pop(SETTINGS_VARIABLE))
 
     def send(message: FromChild) -> None:
         output.write(encode(message))
 
-    runner = create_runner(settings, send)
     runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(runner, runs), daemon=True).start()
-    runner.warm_up()
+    try:
+        settings = Settings.model_validate_json(os.environ.pop(SETTINGS_VARIABLE))
+        runner = create_runner(settings, send)
+        threading.Thread(target=_receive, args=(runner, runs), daemon=True).start()
+        runner.warm_up()
+    except Exception as error:
+        send(StartFailed(reason=f"{type(error).__name__}: {error}"[:MAX_REASON]))
+        if isinstance(error, (UvosError, OSError, RuntimeError, ValueError)):
+            sys.exit(1)  # the worker reports the reason
+        raise
     send(runner.ready())
     while True:
         run = runs.get()

@@ -20,7 +20,7 @@ from service.storage.folder import Storage
 from uvos.contract import JobEnd, Problem, Status
 from uvos.errors import DeadlineExceeded, JobNotFound, StorageFull, TooManyAttempts
 from worker.jobs.child import Child
-from worker.jobs.messages import Begun, Done, Failed, FromChild, ProgressUpdate, Run, Stopped
+from worker.jobs.messages import Begun, Done, Failed, FromChild, ProgressUpdate, Run, Stopped, StorageFailed
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class Unfinished(Enum):
     """The child crashed on the job; the job runs again."""
     handed_back = auto()
     """The worker stops, or its child was not available; the job runs again and no attempt counts."""
+    storage_failed = auto()
+    """The data folder is unavailable; `Recovery` requeues the job."""
     superseded = auto()
     """The job was canceled or deleted, or another execution has begun."""
 
@@ -84,6 +86,9 @@ class Execution:
                 return  # `recover` queues it again when there is no lease and the owner is below the limit
         except JobNotFound:
             return
+        except OSError as error:
+            log.error("job %s: storage failed (%s); the job will be tried again", self.job_id, error)
+            return
         outcome: JobEnd | Unfinished = Unfinished.superseded
         try:
             self._claim = self.host.storage.claim(self.job_id, self.id)
@@ -127,8 +132,8 @@ class Execution:
             elif requeue and broker.drop_lost(self.job_id):
                 broker.enqueue(self.job_id, at_front=True)
                 log.info("job %s: requeued at the front", self.job_id)
-        except redis.RedisError:
-            log.warning("job %s: Redis does not respond; the lease will expire", self.job_id)
+        except (redis.RedisError, OSError) as error:
+            log.warning("job %s: cannot be released (%s); the lease will expire", self.job_id, error)
 
     # --- watch
 
@@ -142,7 +147,11 @@ class Execution:
                 message = self.host.child.receive(TICK_S)
             except EOFError:
                 return self._after_crash()
-            outcome = self._handle(message) or self._check_deadlines() or self._check_ownership()
+            try:
+                outcome = self._handle(message) or self._check_deadlines() or self._check_ownership()
+            except OSError:  # storage failed here, but the child still works
+                self.host.child.start()
+                raise
             if outcome is not None:
                 return outcome
 
@@ -162,6 +171,9 @@ class Execution:
                 if restart:
                     self.host.child.start()
                 return self._end(Status.failed, problem)
+            case StorageFailed(execution=self.id, reason=reason):
+                log.error("job %s: storage failed (%s); the job will be tried again", self.job_id, reason)
+                return Unfinished.storage_failed
             case Stopped(execution=self.id):
                 return Unfinished.superseded
         return None

@@ -39,6 +39,13 @@ class Ready(Message):
     """The mechanisms that confine the video decoder."""
 
 
+class StartFailed(Message):
+    """From the child: it cannot start, and exits."""
+
+    kind: Literal["start_failed"] = "start_failed"
+    reason: str
+
+
 class Begun(Message):
     """From the child: an execution began."""
 
@@ -68,6 +75,14 @@ class Stopped(Message):
     execution: str
 
 
+class StorageFailed(Message):
+    """From the child: an execution stopped because the data folder cannot be read or written; the job runs again."""
+
+    kind: Literal["storage_failed"] = "storage_failed"
+    execution: str
+    reason: str
+
+
 class Failed(Message):
     """From the child: an execution failed."""
 
@@ -79,7 +94,7 @@ class Failed(Message):
 
 
 ToChild = Run | Cancel
-FromChild = Ready | Begun | ProgressUpdate | Done | Stopped | Failed
+FromChild = Ready | StartFailed | Begun | ProgressUpdate | Done | Stopped | StorageFailed | Failed
 TO_CHILD: TypeAdapter[ToChild] = TypeAdapter(Annotated[ToChild, Field(discriminator="kind")])
 FROM_CHILD: TypeAdapter[FromChild] = TypeAdapter(Annotated[FromChild, Field(discriminator="kind")])
 

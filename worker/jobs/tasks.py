@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from errno import EACCES, EIO, ENOTDIR, EPERM, EROFS, ESTALE
 
 import torch
 
@@ -14,7 +15,7 @@ from uvos.contract import Clustering, JobProgress, JobTiming, Stage, Workload
 from uvos.errors import InternalError, OutOfMemoryBudget, UvosError
 from uvos.models import find_model
 from worker.jobs.child_process import Send
-from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped
+from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped, StorageFailed
 from worker.models.loading import LoadedModel, choose_device, load_model
 from worker.numerics.choose import choose_backend
 from worker.pipeline import segment
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MODELS_KEPT = 2  # loaded at once; the least recently used is dropped
 PROGRESS_INTERVAL_S = 0.2
+STORAGE_ERRORS = {EACCES, EPERM, EROFS, EIO, ESTALE, ENOTDIR}  # of a data folder that is not available
 # Share of the total time at which a stage begins, measured with `tiny` on two CPU cores.
 STAGE_START = {
     Stage.decode: 0.0,
@@ -121,6 +123,9 @@ class TaskRunner:
             problem = OutOfMemoryBudget(f"this job needs more memory than there is: {str(error)[:200]}").problem()
             self.send(Failed(execution=run.execution, problem=problem, restart=True))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                self.send(StorageFailed(execution=run.execution, reason=str(error)))
+                return
             log.exception("job %s failed with an internal error", run.job_id)
             problem = InternalError("internal error; the log of the worker has the traceback").problem()
             restart = isinstance(error, torch.AcceleratorError)  # the CUDA context is unusable afterwards

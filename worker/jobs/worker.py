@@ -24,14 +24,20 @@ from service.storage.folder import Storage
 from uvos.contract import TASK, QueueMessage, WorkerInfo
 from worker.jobs.child import Child
 from worker.jobs.execution import TICK_S, Execution
+from worker.jobs.messages import Ready
 from worker.jobs.recovery import Recovery
 
 log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 1  # of the blocking pop, seconds; maintenance runs in between
 RECONNECT_S = 1.0
+HEARTBEAT_INTERVAL_S = 2.0
 START_TIMEOUT_S = 120.0  # to import torch and load a model from a slow disk
-MAX_RESTART_DELAY_S = 30.0  # between starts of a child that dies before it is warm
+MAX_RESTART_DELAY_S = 30.0  # between starts of a child that dies before it is warm, and between checks of storage
+
+
+class ChildCannotStart(Exception):
+    """The first child of a worker died before it was warm."""
 
 
 class SegmentWorker(Worker):
@@ -40,7 +46,18 @@ class SegmentWorker(Worker):
     max_connection_wait_time = 2.0  # RQ's backoff while Redis is down; the default is 60 s
     execution_type = Execution
 
-    def __init__(self, settings: Settings, storage: Storage, child: Child | None = None) -> None:
+    def __init__(
+        self, settings: Settings, storage: Storage, child: Child | None = None, *, must_start: bool = False
+    ) -> None:
+        """Create a worker; `serve` runs it.
+
+        Args:
+            settings: The settings; `redis_url` is required.
+            storage: The storage folder.
+            child: The child process; by default one that segments videos.
+            must_start: Whether `serve` raises `ChildCannotStart` if the first child dies before it is warm. Otherwise
+                the worker restarts it and reports the problem in its heartbeat.
+        """
         assert settings.redis_url is not None
         url = settings.redis_url.get_secret_value()
         self.settings = settings
@@ -49,6 +66,11 @@ class SegmentWorker(Worker):
         self.child = child or Child(settings)
         self.recovery = Recovery(settings, storage, self.broker)
         self.stop_at: float | None = None
+        self.child_problem: str | None = "the models are being loaded"
+        self.storage_problem: str | None = None
+        self._must_start = must_start
+        self._failed_checks = 0
+        self._cannot_start: ChildCannotStart | None = None
         self._maintained_at = 0.0
         self._failed_starts = 0
         super().__init__(
@@ -66,17 +88,23 @@ class SegmentWorker(Worker):
         self.hostname, self.pid = socket.gethostname(), os.getpid()
 
     def serve(self) -> None:
-        """Work until a signal stops the worker; waits while Redis is down."""
+        """Work until a signal stops the worker; waits while Redis is down.
+
+        Raises:
+            ChildCannotStart: The first child died before it was warm, and `must_start` is set.
+        """
         self._install_signal_handlers()
         try:
             self.child.start()
-            while not self._stop_requested:
+            while not self._stop_requested and self._cannot_start is None:
                 try:
                     self.work(logging_level="WARNING")
                 except redis.RedisError as error:
                     log.warning("Redis does not respond (%s); trying again", error)
-                if not self._stop_requested:
+                if not self._stop_requested and self._cannot_start is None:
                     time.sleep(RECONNECT_S)
+            if self._cannot_start is not None:
+                raise self._cannot_start
         finally:
             self.child.kill()
             with suppress(redis.RedisError):
@@ -92,21 +120,47 @@ class SegmentWorker(Worker):
             while self.child.receive(0 if self.child.is_warm else TICK_S) is not None:
                 pass
         except EOFError:
-            self._failed_starts = 0 if self.child.is_warm else self._failed_starts + 1
-            log.error("the child died without a job (exit code %s); restarting it", self.child.kill())
-            time.sleep(min(self._failed_starts, MAX_RESTART_DELAY_S))
-            self.child.start()
+            self._restart_dead_child()
         if not self.child.is_warm and time.monotonic() - self.child.started_at > START_TIMEOUT_S:
-            log.error("the child is not warm after %g s; restarting it", START_TIMEOUT_S)
+            self.child_problem = f"the models were not loaded within {START_TIMEOUT_S:g} s"
+            log.error("%s; restarting the child", self.child_problem)
             self.child.start()
+        if self.child.is_warm:
+            self.child_problem, self._failed_starts = None, 0
         return self.child.is_warm
+
+    def _restart_dead_child(self) -> None:
+        was_warm, code = self.child.is_warm, self.child.kill()
+        log.error("the child died without a job (exit code %s); restarting it", code)
+        if not was_warm:
+            self._failed_starts += 1
+            reason = self.child.start_error or f"its process exited with code {code}"
+            self.child_problem = f"the models could not be loaded: {reason}"
+            if self._must_start and self.child.state is None:
+                self._cannot_start = ChildCannotStart(self.child_problem)
+                raise StopRequested
+            self._sleep(min(self._failed_starts, MAX_RESTART_DELAY_S))
+        self.child.start()
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep while sending heartbeats; returns early when the worker was asked to stop."""
+        wake_at = time.monotonic() + seconds
+        while not self._stop_requested and time.monotonic() < wake_at:
+            with suppress(redis.RedisError):
+                self.announce()
+            time.sleep(min(HEARTBEAT_INTERVAL_S, max(0.0, wake_at - time.monotonic())))
 
     def announce(self, busy_with: str | None = None) -> None:
         """Send the heartbeat that lists this worker in /readyz."""
-        state = self.child.state
+        state = self.child.state or Ready(device="starting")
         self.broker.announce_worker(
             WorkerInfo(
-                name=self.name, device=state.device, models=state.models, sandbox=state.sandbox, busy_with=busy_with
+                name=self.name,
+                device=state.device,
+                models=state.models,
+                sandbox=state.sandbox,
+                busy_with=busy_with,
+                problem=self.storage_problem or self.child_problem,
             )
         )
 
@@ -160,11 +214,29 @@ class SegmentWorker(Worker):
                 raise StopRequested
             is_warm = self.keep_child_warm()
             if time.monotonic() - self._maintained_at >= self.settings.recovery_interval_s:
-                self._maintained_at = time.monotonic()
-                self.announce()
-                self.recovery.run()
-            if is_warm:
+                self.maintain()
+            if self.storage_problem is not None:
+                self._sleep(min(2.0**self._failed_checks, MAX_RESTART_DELAY_S))
+            elif is_warm:
                 return
+
+    def maintain(self) -> None:
+        """Send a heartbeat and requeue lost jobs, unless storage is unavailable."""
+        self._maintained_at = time.monotonic()
+        try:
+            self.storage.check()
+            self.announce()
+            self.recovery.run()
+        except OSError as error:
+            if self.storage_problem is None:
+                log.error("storage is unavailable (%s); this worker runs no jobs until it is available", error)
+            self.storage_problem = f"storage is unavailable: {error}"
+            self._failed_checks += 1
+            return
+        if self.storage_problem is not None:
+            log.warning("storage is available again")
+            self.storage_problem, self._failed_checks = None, 0
+            self.announce()
 
     def execute_job(self, job: Job, queue: Queue) -> None:  # noqa: ARG002  # there is one queue
         """Run a popped job if its message is one of ours."""
@@ -179,8 +251,8 @@ class SegmentWorker(Worker):
     def _ack(self, job_id: str) -> None:
         try:
             self.broker.ack(job_id, has_ended=self.recovery.has_ended(job_id))
-        except redis.RedisError:
-            log.warning("job %s: could not be acknowledged; `recover` will do it", job_id)
+        except (redis.RedisError, OSError):
+            log.warning("job %s: could not be acknowledged; `Recovery` will do it", job_id)
 
 
 def _parse(job: Job) -> str | None:

@@ -88,9 +88,8 @@ def test_an_unknown_path_is_a_problem(http: TestClient) -> None:
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_the_service_is_alive_and_ready(http: TestClient) -> None:
+def test_a_running_process_is_alive(http: TestClient) -> None:
     assert http.get("/livez").json() == {"alive": True}
-    assert http.get("/readyz").json() == {"ready": True, "queue": True, "storage": True, "workers": []}
 
 
 def test_models_are_listed_with_licence_and_weights(http: TestClient) -> None:

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import SecretStr
 
 from service.settings import Settings
 from service.storage.folder import Storage
 from tests.chaos.stub_child import stub_video
-from uvos.contract import JobEnd, JobParams, JobRecord, Motion, Status
+from uvos.contract import JobEnd, JobParams, JobRecord, Motion, Status, WorkerInfo
 from worker.jobs.child import Child
-from worker.jobs.worker import SegmentWorker
+from worker.jobs.worker import ChildCannotStart, SegmentWorker
 
 TIMEOUT_S = 30.0
 
@@ -217,3 +218,90 @@ def test_a_job_that_cannot_be_claimed_stays_open(worker: SegmentWorker) -> None:
     worker.storage = storage
     worker.execute(job_id)
     assert end_of(worker, job_id).status == Status.succeeded
+
+
+def worker_info(worker: SegmentWorker) -> WorkerInfo:
+    [info] = worker.broker.workers()
+    return info
+
+
+def test_a_child_starts_with_a_webhook_secret_set(settings: Settings) -> None:
+    secret = settings.model_copy(update={"webhook_secret": SecretStr("a secret of the service")})
+    with running_worker(secret) as worker:
+        warm_up(worker)
+        worker.announce()
+        assert worker_info(worker).problem is None
+
+
+def test_a_child_that_cannot_start_is_reported_with_its_reason(settings: Settings) -> None:
+    with running_worker(settings, "tests.worker.jobs.failing_child") as worker:
+        worker.announce()
+        assert worker_info(worker).problem == "the models are being loaded"
+        deadline = time.monotonic() + TIMEOUT_S
+        while worker_info(worker).problem != "the models could not be loaded: RuntimeError: no such device":
+            assert not worker.keep_child_warm()
+            worker.announce()
+            assert time.monotonic() < deadline
+
+
+def test_a_worker_that_must_start_ends_with_its_first_child(settings: Settings) -> None:
+    storage = Storage(settings.data_dir, result_ttl_s=60)
+    child = Child(settings, "tests.worker.jobs.failing_child")
+    with pytest.raises(ChildCannotStart, match="no such device"):
+        SegmentWorker(settings, storage, child, must_start=True).serve()
+
+
+def test_a_worker_waits_while_storage_is_unavailable(worker: SegmentWorker) -> None:
+    job_id = submit(worker)
+    jobs, away = worker.storage.root / "jobs", worker.storage.root / "away"
+    jobs.rename(away)
+    jobs.write_text("not a folder")
+    worker.maintain()
+    worker.announce()
+    problem = worker_info(worker).problem
+    assert problem is not None
+    assert problem.startswith("storage is unavailable")
+    worker.execute(job_id)  # popped just before
+    with pytest.raises(OSError, match="is missing"):
+        worker.storage.purge(job_id)
+    assert worker.storage.open_jobs() == [job_id]
+    jobs.unlink()
+    away.rename(jobs)
+    worker.maintain()
+    assert worker_info(worker).problem is None
+    assert worker.storage.open_jobs() == [job_id]
+    worker.execute(job_id)
+    assert end_of(worker, job_id).status == Status.succeeded
+
+
+def test_storage_that_fails_during_a_job_leaves_the_job_open(worker: SegmentWorker) -> None:
+    job_id = submit(worker, stub_video(0.2))
+    worker.storage = FailingStorage(worker.storage.root, result_ttl_s=60)
+    worker.execute(job_id)
+    assert worker.storage.open_jobs() == [job_id]
+    assert not is_leased(worker, job_id)
+    worker.storage = Storage(worker.storage.root, result_ttl_s=60)
+    warm_up(worker)
+    worker.execute(job_id)
+    assert end_of(worker, job_id).status == Status.succeeded
+
+
+class FailingStorage(Storage):
+    """Storage that loses its permissions while a job runs."""
+
+    def is_superseded(self, job_id: str, claim: int) -> bool:  # noqa: ARG002  # overrides the signature
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_damaged_job_fails_and_other_jobs_run(worker: SegmentWorker) -> None:
+    damaged, intact = submit(worker), submit(worker)
+    (worker.storage.root / "jobs" / damaged / "job.json").write_bytes(b'{"id": ')
+    for _ in range(2):
+        worker.recovery.run()
+    assert worker.broker.position(damaged) is None
+    assert worker.broker.position(intact) == 0
+    assert problem_type(end_of(worker, damaged)) == "job-damaged"
+    assert worker.storage.open_jobs() == [intact]
+    worker.execute(damaged)
+    worker.execute(intact)
+    assert end_of(worker, intact).status == Status.succeeded
