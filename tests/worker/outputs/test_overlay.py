@@ -1,4 +1,4 @@
-"""The overlay is a video that browsers play: the frames at their times, with the objects' colours on them."""
+"""The overlay is a video for browsers: the frames at their times with coloured objects."""
 
 import av
 import numpy as np
@@ -26,11 +26,11 @@ def write(path, frames, label_maps, times):
 
 def read(path):
     with av.open(str(path)) as container:
-        pictures = list(container.decode(video=0))
-        return container.streams.video[0], [each.time for each in pictures], [each.to_ndarray() for each in pictures]
+        frames = list(container.decode(video=0))
+        return container.streams.video[0], [frame.time for frame in frames], [frame.to_ndarray() for frame in frames]
 
 
-def test_an_object_is_tinted_outlined_and_the_rest_left_alone():
+def test_an_object_is_tinted_and_outlined_and_background_is_unchanged():
     label_map = a_square(60, 80, at=10, label=3)
     blended = blend(grey(60, 80), label_map)
     np.testing.assert_array_equal(blended[label_map == 0], 200)
@@ -38,7 +38,7 @@ def test_an_object_is_tinted_outlined_and_the_rest_left_alone():
     assert (blended[10, 10:30] > blended[20, 20]).all()  # the outline is brighter
 
 
-def test_neighbouring_objects_are_parted_by_their_outlines():
+def test_neighbouring_objects_are_separated_by_their_outlines():
     label_map = np.ones((40, 40), np.uint16)
     label_map[:, 20:] = 2
     blended = blend(grey(40, 40), label_map)
@@ -59,26 +59,26 @@ def test_every_size_is_encoded(tmp_path, size):
     assert len(pictures) == 3
 
 
-def test_frames_keep_their_distances_in_time(tmp_path):
+def test_frames_keep_their_time_differences(tmp_path):
     times = [2.0, 2.04, 2.1, 2.5, 2.5001, 4.0]
     write(tmp_path / "overlay.mp4", [grey(60, 80)] * 6, [a_square(60, 80, at=at) for at in range(6)], times)
     _, read_times, _ = read(tmp_path / "overlay.mp4")
     np.testing.assert_allclose(read_times, np.array(times) - 2, atol=1e-4)
 
 
-def test_frames_that_claim_the_same_time_are_all_kept(tmp_path):
+def test_frames_with_equal_times_are_all_kept(tmp_path):
     write(tmp_path / "overlay.mp4", [grey(60, 80)] * 4, [a_square(60, 80, at=at) for at in range(4)], [0, 0, 0, 0.1])
     assert len(read(tmp_path / "overlay.mp4")[1]) == 4
 
 
-def test_a_single_frame_is_a_video(tmp_path):
+def test_a_single_frame_is_a_valid_video(tmp_path):
     write(tmp_path / "overlay.mp4", [grey(60, 80)], [a_square(60, 80, at=3)], [0.0])
     stream, _, pictures = read(tmp_path / "overlay.mp4")
     assert len(pictures) == 1
     assert stream.duration > 0
 
 
-def test_a_browser_can_play_it_while_it_loads(tmp_path):
+def test_the_index_precedes_the_data_so_that_browsers_can_stream(tmp_path):
     path = tmp_path / "overlay.mp4"
     write(path, [grey(60, 80)] * 3, [a_square(60, 80, at=at) for at in range(3)], [0, 0.04, 0.08])
     stream, _, _ = read(path)

@@ -1,4 +1,4 @@
-"""PNG masks hold the ids themselves, in the colours of the VOC palette."""
+"""PNG masks store object ids with the colours of the VOC palette."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from PIL import Image
 from worker.outputs.png import color, palette, write_png
 
 
-def test_the_palette_is_that_of_voc():
+def test_the_palette_equals_the_voc_palette():
     assert [tuple(rgb) for rgb in palette()[:9].tolist()] == [
         (0, 0, 0),
         (128, 0, 0),
@@ -27,7 +27,7 @@ def test_the_palette_is_that_of_voc():
     assert color(20) == "#004080"
 
 
-def test_no_two_ids_share_a_colour():
+def test_colours_are_unique():
     assert len(np.unique(palette(2000), axis=0)) == 2000
 
 
