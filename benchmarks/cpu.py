@@ -1,7 +1,8 @@
-"""What attention, clustering and assignment cost on a CPU, beside the procedure of the paper's released code.
+"""Time and memory of attention, clustering and assignment on a CPU, against plain PyTorch on the same features.
 
-`make bench` runs all of it and writes docs/benchmarks.md with its plot. Every measurement is a process of its own,
-so that one's memory is not another's; the released procedure and ours work on the same features in the same run.
+Like is compared with like: `algorithm1` with a dense PyTorch implementation of Algorithm 1 (`benchmarks/dense.py`), and
+`windowed` with a transcription of the released code (`benchmarks/released.py`). `make bench` runs everything and writes
+docs/benchmarks.md with its plot. Every measurement is a separate process, so that memory is measured separately.
 
 python -m benchmarks.cpu [--quick] [--out docs]
 """
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.agreement import adjusted_rand_index, mean_j, same_label
+from benchmarks.dense import dense_algorithm1
 from benchmarks.features import generated_features
 from benchmarks.released import released_attention, released_clustering
 from uvos.contract import Stage
@@ -41,7 +43,8 @@ from worker.stopwatch import Stopwatch
 
 ROOT = Path(__file__).parents[1]
 GRID, QUICK_GRID = (40, 60), (16, 24)
-LONG_S = 12.0  # of runs of a case, after which it is not run again: noise is small beside it
+DENSE, RELEASED = "dense PyTorch Algorithm 1", "released code (windowed)"
+LONG_S = 12.0  # total time of a case after which it is not repeated, as noise is small in proportion
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it: seconds of each run, of which attention; bytes above those before; clusters."""
+    """Seconds of each run, those of attention in the last one, peak memory above that in use before, counts."""
 
     seconds: list[float]
     attention_s: float
@@ -77,8 +80,8 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where benchmarks.md and the plot go")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of benchmarks.md and the plot")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--whole", help=argparse.SUPPRESS)
@@ -86,11 +89,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.case:
         values = json.loads(arguments.case)
-        lists = {name: tuple(values[name]) for name in ("grid", "taus")}  # JSON knows no tuples
+        lists = {name: tuple(values[name]) for name in ("grid", "taus")}  # JSON has no tuples
         print(json.dumps(asdict(measure(Case(**{**values, **lists}), arguments.folder))))
     elif arguments.whole:
         frames, key_ratio, size = json.loads(arguments.whole)
-        from benchmarks.whole import segment_video  # here and below: timm takes seconds to import
+        from benchmarks.whole import segment_video  # imported late, here and below: timm takes seconds to import
 
         print(json.dumps(segment_video(frames, key_ratio, tuple(size))))
     elif arguments.encode:
@@ -102,7 +105,7 @@ def main() -> None:
             Bench(Path(folder), quick=arguments.quick).write(arguments.out)
 
 
-# --- one measurement, in a process of its own
+# --- One measurement, in a separate process
 
 
 def measure(case: Case, folder: Path) -> Result:
@@ -110,14 +113,14 @@ def measure(case: Case, folder: Path) -> Result:
     torch.set_grad_enabled(False)
     queries, keys = _features(case, folder)
     keys = keys[[i * case.frames // case.key_frames for i in range(case.key_frames)]].flatten(0, 1).contiguous()
-    _ours(queries[:1], keys, replace(case, procedure="algorithm1"))  # what happens once a process
-    run = _released if case.procedure == "released" else _ours
-    before = _start_counting()
+    _ours(queries[:1], keys, replace(case, procedure="algorithm1"))  # one-time costs of a process
+    run = {"released": _released, "dense": _dense}.get(case.procedure, _ours)
+    before = _reset_peak()
     seconds: list[float] = []
     while len(seconds) < case.runs and sum(seconds) < LONG_S:
-        began = time.perf_counter()
+        start = time.perf_counter()
         labels, attention_s, leaders, clusters = run(queries, keys, case)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     peak = _memory("VmHWM") - before
     np.save(folder / "labels.npy", labels.numpy())
     return Result(seconds, attention_s, peak, leaders, clusters)
@@ -126,12 +129,12 @@ def measure(case: Case, folder: Path) -> Result:
 def _features(case: Case, folder: Path) -> tuple[Tensor, Tensor]:
     if not case.vit:
         return generated_features(case.frames, *case.grid)
-    kept = folder / f"vit-{case.frames}.pt"
-    if not kept.exists():
+    path = folder / f"vit-{case.frames}.pt"
+    if not path.exists():
         from benchmarks.whole import vit_features
 
-        torch.save(vit_features(case.frames, _pixels(case.grid)), kept)
-    queries, keys = torch.load(kept)
+        torch.save(vit_features(case.frames, _pixels(case.grid)), path)
+    queries, keys = torch.load(path)
     return queries, keys
 
 
@@ -160,15 +163,25 @@ def _ours(queries: Tensor, keys: Tensor, case: Case) -> tuple[Tensor, float, int
 
 
 def _released(queries: Tensor, keys: Tensor, case: Case) -> tuple[Tensor, float, int, int]:
-    began = time.perf_counter()
-    attention = released_attention(queries, keys)
-    seconds = time.perf_counter() - began
+    attention, seconds = _full_attention(queries, keys)
     centroids, labels = released_clustering(attention, case.frames, case.taus[0])
     return labels, seconds, 0, len(centroids)
 
 
-def _start_counting() -> int:
-    """Bytes in use now, from where the peak is counted."""
+def _dense(queries: Tensor, keys: Tensor, case: Case) -> tuple[Tensor, float, int, int]:
+    attention, seconds = _full_attention(queries, keys)
+    centroids, labels = dense_algorithm1(attention, case.taus[0])
+    return labels, seconds, 0, len(centroids)
+
+
+def _full_attention(queries: Tensor, keys: Tensor) -> tuple[Tensor, float]:
+    start = time.perf_counter()
+    attention = released_attention(queries, keys)
+    return attention, time.perf_counter() - start
+
+
+def _reset_peak() -> int:
+    """Start counting peak memory anew; the bytes in use now."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
@@ -178,7 +191,7 @@ def _memory(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-# --- all of them
+# --- All measurements
 
 
 class Bench:
@@ -190,7 +203,7 @@ class Bench:
         self._loads = [os.getloadavg()[0]]
         self._grid = QUICK_GRID if quick else GRID
         self._tokens = self._grid[0] * self._grid[1]
-        self._found: dict[Case, tuple[Result, NDArray[np.int64]]] = {}
+        self._results: dict[Case, tuple[Result, NDArray[np.int64]]] = {}
         self._goals: list[tuple[str, str, str]] = []
 
     def write(self, out: Path) -> None:
@@ -223,159 +236,160 @@ class Bench:
         print(page)
 
     def run(self, case: Case) -> Result:
-        """Measure a case in a process of its own; what was measured under another name is not measured again."""
+        """Measure a case in a separate process; a case that was measured under another name is not repeated."""
         case = replace(case, grid=self._grid)
-        key = _named_alike(case)
-        if key not in self._found:
-            began = time.perf_counter()
+        key = _unnamed(case)
+        if key not in self._results:
+            start = time.perf_counter()
             wanted = replace(case, runs=1) if self._quick else case
             result = Result(**self._call("--case", json.dumps(asdict(wanted)), "--folder", str(self._folder)))
-            self._found[key] = result, np.load(self._folder / "labels.npy")
-            self._say(f"{case.name}, {case.frames} frames, {result.median_s:.2f} s", began)
-        return self._found[key][0]
+            self._results[key] = result, np.load(self._folder / "labels.npy")
+            self._log(f"{case.name}, {case.frames} frames, {result.median_s:.2f} s", start)
+        return self._results[key][0]
 
     def labels(self, case: Case) -> NDArray[np.int64]:
         """The labels of a case's first τ."""
         self.run(case)
-        return self._found[_named_alike(replace(case, grid=self._grid))][1]
+        return self._results[_unnamed(replace(case, grid=self._grid))][1]
 
     def _call(self, *arguments: str) -> Any:
         command = [sys.executable, "-m", "benchmarks.cpu", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(arguments)}: {process.stderr}")
         self._loads.append(os.getloadavg()[0])
-        return json.loads(done.stdout.splitlines()[-1])
+        return json.loads(process.stdout.splitlines()[-1])
 
-    def _say(self, what: str, began: float) -> None:
+    def _log(self, message: str, start: float) -> None:
         now = time.perf_counter()
-        print(f"{now - self._began:5.0f} s: {what} ({now - began:.0f} s with its start)", file=sys.stderr, flush=True)
+        print(
+            f"{now - self._began:5.0f} s: {message} ({now - start:.0f} s with process start)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def core(self) -> list[str]:
-        """The figures that matter most: seconds and memory beside the released procedure."""
+        """Seconds and memory on generated features, each procedure against plain PyTorch."""
         frames = 3 if self._quick else 12
-        released = Case("released procedure", "released", frames, runs=1)
+        dense, released = Case(DENSE, "dense", frames, runs=1), Case(RELEASED, "released", frames, runs=1)
         ours = Case("`algorithm1`", frames=frames, runs=5)
         window = Case("`windowed`", "windowed", frames)
-        cases = [
-            released,
-            ours,
+        variants = [
             replace(ours, name="`algorithm1`, no rows kept", keep_bytes=0, runs=3),
             replace(ours, name="`algorithm1`, τ 1, 0.5, 1.6 at once", taus=(1.0, 0.5, 1.6), runs=3),
-            window,
         ]
         lines = [
             "## Attention, clustering and assignment",
             "",
             f"{frames} frames, grid {self._grid[0]}x{self._grid[1]}, 2 key frames ({2 * self._tokens} key tokens), "
-            "8 heads of 48, generated features, τ 1. The released procedure is a transcription "
-            "(`benchmarks/released.py`). Memory is the peak above what was in use before.",
+            "8 heads of 48, generated features, τ 1. Memory is the peak above that in use before.",
             "",
-            *self._beside(released, cases),
+            *self._comparison({dense: [ours, *variants], released: [window]}),
         ]
-        first, second = self.run(ours), self.run(window)
-        features = "generated features"
-        self._goal_of_speed(f"`algorithm1`, {features}", 25, released, ours)
-        self._goal_of_speed(f"`windowed`, {features}", 8, released, window)
-        for name, found in (("`algorithm1`", first), ("`windowed`", second)):
-            share = self.run(released).peak_bytes / found.peak_bytes
-            self._goals.append((f"{name}, peak memory", "≤ 1/4 of the released procedure's", f"1/{share:.1f}"))
-        self._goals.append(("leaders of the generated features", "50 to 500", str(first.leaders)))
-        same = same_label(self.labels(released), self.labels(window))
-        return [
-            *lines,
-            "",
-            f"`windowed` gives the released procedure's label to {100 * same:.2f} % of the tokens.",
-        ]
-
-    def _beside(self, released: Case, cases: list[Case]) -> list[str]:
-        slow = self.run(released)
-        lines = [
-            "| | seconds | faster | of which attention | memory MB | less | leaders | clusters |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for case in cases:
-            found = self.run(case)
-            lines.append(
-                f"| {case.name} | {found.median_s:.2f} | {slow.median_s / found.median_s:.1f}× "
-                f"| {found.attention_s:.2f} | {found.peak_bytes / 1e6:.0f} "
-                f"| {slow.peak_bytes / found.peak_bytes:.1f}× | {found.leaders or ''} | {found.clusters} |"
-            )
+        self._goals_of_comparison("generated features", dense, ours, released, window)
+        for baseline, case in ((dense, ours), (released, window)):
+            ratio = self.run(baseline).peak_bytes / self.run(case).peak_bytes
+            self._goals.append((f"{case.name}, peak memory", f"≤ 1/4 of that of the {baseline.name}", f"1/{ratio:.1f}"))
+        self._goals.append(("leaders of the generated features", "50 to 500", str(self.run(ours).leaders)))
         return lines
 
-    def _goal_of_speed(self, what: str, asked: int, released: Case, ours: Case) -> None:
-        slow, quick = self.run(released).median_s, self.run(ours).median_s
-        self._goals.append(
-            (
-                what,
-                f"≥ {asked} times as fast as the released procedure",
-                f"{slow / quick:.1f}× ({slow:.1f} s, {quick:.2f} s)",
-            )
-        )
+    def _comparison(self, cases: dict[Case, list[Case]]) -> list[str]:
+        """A table of cases, each against its baseline."""
+        lines = [
+            "| | against | seconds | faster | attention | memory MB | less | leaders | clusters | same label |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for baseline, others in cases.items():
+            slow = self.run(baseline)
+            for case in [baseline, *others]:
+                result = self.run(case)
+                same = same_label(self.labels(baseline), self.labels(case))
+                lines.append(
+                    f"| {case.name} | {'' if case is baseline else baseline.name} | {result.median_s:.2f} "
+                    f"| {slow.median_s / result.median_s:.1f}× | {result.attention_s:.2f} "
+                    f"| {result.peak_bytes / 1e6:.0f} | {slow.peak_bytes / result.peak_bytes:.1f}× "
+                    f"| {result.leaders or ''} | {result.clusters} | {100 * same:.2f} % |"
+                )
+        return lines
+
+    def _goals_of_comparison(self, tokens: str, dense: Case, ours: Case, released: Case, window: Case) -> None:
+        comparisons = ((ours, dense, None), (ours, released, 25), (window, released, 8))
+        for case, baseline, factor in comparisons:
+            slow, fast = self.run(baseline).median_s, self.run(case).median_s
+            ratio = slow / fast
+            target = f"at least {factor}×" if factor else "none set"
+            missed = " (missed)" if factor and ratio < factor else ""
+            what = f"{case.name} against the {baseline.name}, {tokens}"
+            self._goals.append((what, target, f"{ratio:.1f}×{missed} ({slow:.1f} s, {fast:.2f} s)"))
 
     def scaling(self, picture: Path) -> list[str]:
         """Seconds against frames, at two key frames."""
         counts = (3, 6) if self._quick else (12, 24, 48, 96)
-        slow, short = ((3, 6), counts) if self._quick else ((3, 12), counts[:-1])  # each as far as ten minutes allow
+        few = (3, 6) if self._quick else (3, 12)  # frames of the baselines, whose memory and time allow no more
+        keep = {"keep_bytes": KEPT_BYTES}
         measured = {
-            "released procedure": [(n, self.run(Case("released procedure", "released", n, runs=1))) for n in slow],
-            "`algorithm1`": [(n, self.run(Case("`algorithm1`", frames=n, keep_bytes=KEPT_BYTES))) for n in counts],
-            "`windowed`": [(n, self.run(Case("`windowed`", "windowed", n, keep_bytes=KEPT_BYTES))) for n in short],
+            DENSE: [(n, self.run(Case(DENSE, "dense", n, runs=1))) for n in few],
+            RELEASED: [(n, self.run(Case(RELEASED, "released", n, runs=1))) for n in few],
+            "`algorithm1`": [(n, self.run(Case("`algorithm1`", frames=n, **keep))) for n in counts],
+            "`windowed`": [(n, self.run(Case("`windowed`", "windowed", n, **keep))) for n in counts[:3]],
         }
-        points = {name: [(n, found.median_s) for n, found in some] for name, some in measured.items()}
+        points = {name: [(n, result.median_s) for n, result in results] for name, results in measured.items()}
         _plot(points, picture)
         lines = [
             "## Time against frames",
             "",
-            f"![Seconds against frames, ours and the released procedure's]({picture.name})",
+            f"![Seconds against frames]({picture.name})",
             "",
-            "Two key frames whatever the length, rows kept as the worker keeps them; the exponent is that of the power "
-            "of the frame count that fits best. These features drift, so that longer clips have more leaders, with "
-            "which all later frames are compared; attention alone shows what frames cost.",
+            "Two key frames at every length, rows kept as the worker keeps them. The exponent is that of the power of "
+            "the frame count that fits best. These features drift: longer clips have more leaders, with which all "
+            "later frames are compared. Attention alone shows the cost of a frame.",
             "",
             "| | seconds at frames | exponent | attention alone | exponent | leaders |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
-        for name, some in points.items():
-            attention = [(n, found.attention_s) for n, found in measured[name]]
-            leaders = ", ".join(f"{n}: {found.leaders}" for n, found in measured[name] if found.leaders)
-            both = [f"{_listed(points)} | {_exponent(points):.2f}" for points in (some, attention)]
-            lines.append(f"| {name} | {both[0]} | {both[1]} | {leaders} |")
-        for name, some in list(points.items())[1:]:
-            what = f"{name}, exponent of the frames, {some[0][0]} to {some[-1][0]}"
-            self._goals.append((what, "≤ 1.1", f"{_exponent(some):.2f}"))
+        for name, results in measured.items():
+            attention = [(n, result.attention_s) for n, result in results]
+            leaders = ", ".join(f"{n}: {result.leaders}" for n, result in results if result.leaders)
+            cells = [f"{_listed(series)} | {_exponent(series):.2f}" for series in (points[name], attention)]
+            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {leaders} |")
+        for name in ("`algorithm1`", "`windowed`"):
+            series = points[name]
+            what = f"{name}, exponent of the frames, {series[0][0]} to {series[-1][0]}"
+            self._goals.append((what, "≤ 1.1", f"{_exponent(series):.2f}"))
         return lines
 
     def vit(self) -> list[str]:
-        """The same on tokens of a ViT."""
+        """The same comparison on tokens of a ViT."""
         frames = 3 if self._quick else 20
         keys = max(1, round(0.1 * frames))
-        released = Case("released procedure", "released", frames, keys, vit=True, runs=1)
+        dense, released = (
+            Case(name, procedure, frames, keys, vit=True, runs=1)
+            for name, procedure in ((DENSE, "dense"), (RELEASED, "released"))
+        )
         ours = Case("`algorithm1`", frames=frames, key_frames=keys, vit=True)
         window = replace(ours, name="`windowed`", procedure="windowed")
         size = "x".join(map(str, _pixels(self._grid)))
         features = f"tokens of ViT-S/8, {frames} frames of {size}, key_ratio 0.1"
-        self._goal_of_speed(f"`algorithm1`, {features}", 25, released, ours)
-        self._goal_of_speed(f"`windowed`, {features}", 8, released, window)
+        self._goals_of_comparison(features, dense, ours, released, window)
         return [
             "## The same on tokens of a ViT",
             "",
-            f"{features[0].upper()}{features[1:]}: random weights and generated frames, scores scaled so that leaders "
-            "are as many as trained weights give.",
+            f"{features[0].upper()}{features[1:]}: random weights and generated frames, scores scaled so that "
+            "there are as many leaders as with trained weights.",
             "",
-            *self._beside(released, [released, ours, window]),
+            *self._comparison({dense: [ours], released: [window]}),
         ]
 
     def whole(self) -> list[str]:
-        """The pipeline from a file to masks beside a ViT: how much of it the rest takes."""
+        """The pipeline from a file to masks, and the share of all stages but the backbone."""
         runs = [(3, 0.1), (3, 1.0), (4, 0.1)] if self._quick else [(10, 0.1), (10, 1.0), (48, 0.1)]
         size = _pixels(self._grid)
         lines = [
             "## The whole pipeline",
             "",
             f"`worker.pipeline.segment` from a video file of 480x720 to PNG and RLE, `dino-vits8` at "
-            f"{size[0]}x{size[1]} with random weights, scores scaled as above; its products in bfloat16 where the CPU "
-            "has them. Seconds by stage.",
+            f"{size[0]}x{size[1]} with random weights, scores scaled as above; products in bfloat16 where the CPU has "
+            "them. Seconds by stage.",
             "",
             "| frames | key_ratio | decode | features | attention | clustering, assignment | masks | total "
             "| all but features | leaders | clusters |",
@@ -383,70 +397,71 @@ class Bench:
         ]
         totals = []
         for frames, key_ratio in runs:
-            began = time.perf_counter()
+            start = time.perf_counter()
             seconds, leaders, clusters = self._call("--whole", json.dumps([frames, key_ratio, size]))
-            self._say(f"whole pipeline, {frames} frames, key_ratio {key_ratio}", began)
+            self._log(f"whole pipeline, {frames} frames, key_ratio {key_ratio}", start)
             total = seconds["total"]
             rest = 1 - seconds["features"] / total
             totals.append(total)
             stages = " | ".join(
-                f"{seconds[one]:.1f}" for one in ("decode", "features", "attention", "clustering", "masks", "total")
+                f"{seconds[stage]:.1f}" for stage in ("decode", "features", "attention", "clustering", "masks", "total")
             )
             lines.append(f"| {frames} | {key_ratio} | {stages} | {100 * rest:.0f} % | {leaders} | {clusters} |")
         self._goals += [
             (f"all but the backbone, {runs[2][0]} frames, key_ratio 0.1", "≤ 35 % of the time", f"{100 * rest:.0f} %"),
             (
                 f"the whole pipeline, {runs[0][0]} frames, key_ratio 0.1 against 1.0",
-                "beside the paper's 2.3×",
+                "the paper: 2.3×",
                 f"{totals[1] / totals[0]:.1f}×",
             ),
         ]
         return lines
 
     def encoding(self) -> list[str]:
-        """Masks encoded a second."""
-        began = time.perf_counter()
-        found = self._call("--encode", "10" if self._quick else "100")
-        self._say("encoding", began)
+        """Masks encoded per second."""
+        start = time.perf_counter()
+        rates = self._call("--encode", "10" if self._quick else "100")
+        self._log("encoding", start)
         self._goals.append(
-            ("masks encoded at 480x854, RLE and palette PNG", "≥ 200 a second", f"{found['RLE and palette PNG']:.0f}")
+            ("masks encoded at 480x854, RLE and palette PNG", "≥ 200 per second", f"{rates['RLE and palette PNG']:.0f}")
         )
         return [
             "## Encoding",
             "",
-            "Label maps of 480x854 with 8 objects; two threads, pycocotools in one.",
+            "Label maps of 480x854 with 8 objects; two threads, pycocotools in one thread.",
             "",
-            "| | masks a second |",
+            "| | masks per second |",
             "| --- | --- |",
-            *(f"| {name} | {rate:.0f} |" for name, rate in found.items()),
+            *(f"| {name} | {rate:.0f} |" for name, rate in rates.items()),
         ]
 
     def approximations(self) -> list[str]:
-        """What the named approximations gain and what they change."""
+        """Gain and effect of fewer key frames and of bfloat16 maps."""
         frames = 3 if self._quick else 12
         exact = Case("exact", frames=frames, key_frames=3, runs=2)
         cases = [
             exact,
-            replace(exact, name="token budget of 2 key frames", key_frames=2),
+            replace(exact, name="limit of 2 key frames", key_frames=2),
             replace(exact, name="bfloat16 maps", dtype="bfloat16"),
         ]
         lines = [
             "## Approximations",
             "",
-            f"Off by default. {frames} frames, {exact.key_frames} key frames ({exact.key_frames * self._tokens} key "
-            "tokens), generated features, τ 1. The adjusted Rand index and J say how far labels agree with the exact "
-            "result's: J is the Jaccard index with the matched cluster, a mean over the exact result's clusters.",
+            f"The worker uses neither on a CPU by itself. {frames} frames, {exact.key_frames} key frames "
+            f"({exact.key_frames * self._tokens} key tokens), generated features, τ 1. The adjusted Rand index and J "
+            "measure agreement with the exact result: J is the Jaccard index with the matched cluster, a mean over the "
+            "exact result's clusters.",
             "",
             "| | key frames | seconds | faster | adjusted Rand index | J | clusters |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for case in cases:
-            found = self.run(case)
+            result = self.run(case)
             labels = self.labels(exact), self.labels(case)
             lines.append(
-                f"| {case.name} | {case.key_frames} | {found.median_s:.2f} "
-                f"| {self.run(exact).median_s / found.median_s:.1f}× | {adjusted_rand_index(*labels):.4f} "
-                f"| {mean_j(*labels):.3f} | {found.clusters} |"
+                f"| {case.name} | {case.key_frames} | {result.median_s:.2f} "
+                f"| {self.run(exact).median_s / result.median_s:.1f}× | {adjusted_rand_index(*labels):.4f} "
+                f"| {mean_j(*labels):.3f} | {result.clusters} |"
             )
         return lines
 
@@ -455,8 +470,8 @@ def _pixels(grid: tuple[int, int]) -> tuple[int, int]:
     return 8 * grid[0], 8 * grid[1]
 
 
-def _named_alike(case: Case) -> Case:
-    """The same for cases that differ in their name and number of runs alone."""
+def _unnamed(case: Case) -> Case:
+    """The case without its name and number of runs, which do not change its result."""
     return replace(case, name="", runs=0)
 
 
@@ -495,19 +510,19 @@ def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
-    units = ", AMX bfloat16" if "amx_bf16" in flags else ""
+    units = ", AMX bfloat16" if "amx_bf16" in flags else ", no AMX"
     return f"{len(names)} cores of {names[0] if names else platform.processor()}{units}"
 
 
 def _commit() -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return done.stdout.strip() or "unknown"
+    return process.stdout.strip() or "unknown"
 
 
 def _others(loads: list[float]) -> str:
-    """The load average, less what the benchmark itself brings."""
+    """The load average without that of the benchmark itself."""
     low, high = (max(0.0, load - torch.get_num_threads()) for load in (min(loads), max(loads)))
     return f"{low:.1f} to {high:.1f} processes"
 

@@ -1,8 +1,8 @@
-"""The procedure of the paper's released code, transcribed for comparison: same steps, same order of cost.
+"""The clustering of the paper's released code, transcribed for comparison: the same steps, with the same cost.
 
-Kept as that code does them: the full attention matrix, distances by two products each way, one step of the greedy
-loop per cluster, everything in float32 on one device. One thing is kinder here: attention is computed frame by
-frame, since all heads of all tokens at once would need three copies of (T*N, heads, K*N).
+As in that code: the full attention matrix, KL by two products each way, one step of the greedy loop per cluster,
+everything in float32 on one device. One difference is in its favour: attention is computed frame by frame, since all
+heads of all tokens at once would need three copies of (T*N, heads, K*N).
 """
 
 import torch
