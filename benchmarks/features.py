@@ -1,10 +1,10 @@
-"""Generated queries and keys that cluster as a video's do: regions that drift, vary inside and are noisy."""
+"""Generated queries and keys that cluster like those of a video: drifting regions with gradients and noise."""
 
 import torch
 from torch import Tensor
 
 REGIONS = 40
-PROTOTYPE, WAVE, NOISE = 0.4, 0.4, 0.55  # on a 40x60 grid τ = 1.0 then finds some hundred leaders, some ten clusters
+PROTOTYPE, WAVE, NOISE = 0.4, 0.4, 0.55  # at τ = 1.0 on a 40x60 grid: some hundred leaders, some ten clusters
 
 
 def generated_features(
@@ -13,8 +13,8 @@ def generated_features(
     """Queries and keys, each (T, N, heads, d) float32; the same for the same arguments.
 
     A frame's patches belong to the nearest of some drifting points. A token is its region's prototype, plus waves
-    across the frame and in time (things change from one end to the other), plus noise of its own; two random
-    matrices make queries and keys of it, nearly the same, as trained ones are.
+    across the frame and in time (things change from one end to the other), plus its own noise. Two random
+    matrices map it to queries and keys, which are nearly the same, as trained ones are.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,7 +46,7 @@ def textured_frames(count: int, height: int, width: int, *, seed: int = 0) -> Te
 
     def texture() -> Tensor:
         noise = [torch.rand(1, 3, height // n, width // n, generator=generator) for n in (80, 20, 4)]
-        layers = [torch.nn.functional.interpolate(one, (height, width), mode="bilinear") for one in noise]
+        layers = [torch.nn.functional.interpolate(values, (height, width), mode="bilinear") for values in noise]
         return (0.6 * layers[0] + 0.25 * layers[1] + 0.15 * layers[2])[0]  # (3, H, W)
 
     ground, surfaces = texture(), [texture() for _ in range(8)]

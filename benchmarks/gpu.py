@@ -1,7 +1,7 @@
-"""The model part on a GPU: right, how fast, how near to what the device can do, and beside the released procedure.
+"""The model part on a GPU: correctness, speed, share of the device's limits, and the released code for comparison.
 
-One script for a bare machine: it needs torch, timm and numpy, and of this project the folders worker/ and
-benchmarks/. Without a GPU it runs small on the CPU, to show that it runs, and says so.
+A script for a machine without the project installed: it needs torch, timm and numpy, and the folders worker/ and
+benchmarks/. Without a GPU it runs a small case on the CPU, to check that it runs, and reports that.
 
 python benchmarks/gpu.py [--frames 100] [--height 320] [--width 480] [--key-ratio 0.1] [--tau 1.0] [--out FILE]
 """
@@ -34,8 +34,8 @@ from worker.numerics.choose import choose_backend
 from worker.numerics.tile_pool import TilePool
 from worker.numerics.torch_backend import TorchBackend
 
-MODEL = "vit_small_patch8_224.dino"  # with random weights: the cost is the same
-SCORE_GAIN = 3.0  # brings the leaders of random weights to what trained ones give
+MODEL = "vit_small_patch8_224.dino"  # with random weights, which cost the same
+SCORE_GAIN = 3.0  # with it, random weights give as many leaders as trained ones
 GIGA, TERA = 1e9, 1e12
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         "",
     ]
     if device.type == "cpu":
-        lines += ["**No GPU here**: a small run on the CPU, to show that the script runs.", ""]
+        lines += ["**No GPU here**: a small run on the CPU, to check that the script runs.", ""]
     elif type(choose_backend(device)) is TorchBackend:
         lines += ["Triton could not be used (see the warning): torch's own operations ran instead.", ""]
     for section in (agreement(device), model_part(device, asked)):
@@ -78,7 +78,7 @@ def make_maps(queries: Tensor, keys: Tensor, dtype: torch.dtype = torch.float32)
     return AttentionMaps(queries, keys, backend=backend, pool=TilePool(backend.threads), dtype=dtype)
 
 
-# --- right?
+# --- Correctness
 
 
 def agreement(device: torch.device) -> list[str]:
@@ -99,28 +99,28 @@ def agreement(device: torch.device) -> list[str]:
     ):
         maps = make_maps(queries, keys.to(device), dtype)
         error = (maps.rows(0, 6).cpu() - cpu.rows(0, 6)).abs().sum(1).max()
-        wanted, found = procedure(cpu, [1.0])[0], procedure(maps, [1.0])[0]
-        a = torch.cat([one[0].argmin(-1).flatten() for _, _, one in kl_to_centroids(cpu, [wanted])])
-        b = torch.cat([one[0].argmin(-1).flatten().cpu() for _, _, one in kl_to_centroids(maps, [found])])
+        expected, level = procedure(cpu, [1.0])[0], procedure(maps, [1.0])[0]
+        a = torch.cat([kl.argmin(-1).flatten() for _, _, (kl,) in kl_to_centroids(cpu, [expected])])
+        b = torch.cat([kl.argmin(-1).flatten().cpu() for _, _, (kl,) in kl_to_centroids(maps, [level])])
         lines.append(
-            f"| {name} | {error:.1e} | {len(wanted.centroids)} | {len(found.centroids)} "
+            f"| {name} | {error:.1e} | {len(expected.centroids)} | {len(level.centroids)} "
             f"| {100 * _same(a, b):.2f} % of tokens |"
         )
     return lines
 
 
 def _same(a: Tensor, b: Tensor) -> float:
-    """The share of tokens with the same label, each label of b read as the one of a it shares most with."""
+    """Share of tokens that agree when each label of b is replaced by the label of a that it overlaps most."""
     table = torch.zeros(int(a.max()) + 1, int(b.max()) + 1).index_put_((a, b), torch.ones(len(a)), accumulate=True)
     return float((table.argmax(0)[b] == a).float().mean())
 
 
-# --- how fast, and how near to the device's own limits?
+# --- Speed, and share of the device's limits
 
 
 @dataclass
-class Watch:
-    """Seconds of stages, the device's queue empty at both ends."""
+class Stopstopwatch:
+    """Seconds of stages; the device's queue is empty at both ends of each."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -128,10 +128,10 @@ class Watch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         _wait(self.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
         _wait(self.device)
-        self.seconds[name] = time.perf_counter() - began
+        self.seconds[name] = time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -150,21 +150,23 @@ class Run:
 
 
 def model_part(device: torch.device, asked: argparse.Namespace) -> list[str]:
-    """From decoded frames on the device to labels, several times, the median run told."""
+    """From decoded frames on the device to labels, several times; reports the median run."""
     frames = textured_frames(asked.frames, asked.height, asked.width)
     frames = frames.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else frames
     dtype = torch.bfloat16
     torch.manual_seed(0)
     preprocessing = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     backbone = Backbone(create_vit(MODEL), preprocessing=preprocessing, dtype=dtype).to(device)
-    keyed = key_frames(asked.frames, asked.key_ratio)
+    key_frame_indices = key_frames(asked.frames, asked.key_ratio)
     gain = _gain(backbone, frames[:2])
-    run(backbone, frames[: 2 * len(keyed)], list(range(len(keyed))), asked.tau, gain)  # compiles, chooses algorithms
+    run(
+        backbone, frames[: 2 * len(key_frame_indices)], list(range(len(key_frame_indices))), asked.tau, gain
+    )  # compiles, chooses algorithms
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    runs = [run(backbone, frames, keyed, asked.tau, gain) for _ in range(asked.repeats)]
+    runs = [run(backbone, frames, key_frame_indices, asked.tau, gain) for _ in range(asked.repeats)]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    runs.sort(key=lambda one: one.total)
+    runs.sort(key=lambda run: run.total)
     median = runs[len(runs) // 2]
     tokens, key_tokens = len(frames) * backbone.grid((asked.height, asked.width)).tokens, len(median.keys)
     del frames
@@ -173,11 +175,11 @@ def model_part(device: torch.device, asked: argparse.Namespace) -> list[str]:
     lines = [
         "## The model part: frames in memory to labels",
         "",
-        f"{asked.frames} frames of {asked.height}x{asked.width}, ViT-S/8 in bfloat16, {len(keyed)} key frames "
-        f"({key_tokens} key tokens), τ {asked.tau:g}: {median.leaders} leaders, {median.clusters} clusters. Median of "
-        f"{len(runs)} runs.",
+        f"{asked.frames} frames of {asked.height}x{asked.width}, ViT-S/8 in bfloat16, "
+        f"{len(key_frame_indices)} key frames ({key_tokens} key tokens), τ {asked.tau:g}: {median.leaders} leaders, "
+        f"{median.clusters} clusters. Median of {len(runs)} runs.",
         "",
-        "| stage | seconds | frames/s | at the least | share of the floor |",
+        "| stage | seconds | frames/s | floor | share of the floor |",
         "| --- | --- | --- | --- | --- |",
     ]
     for stage, seconds in median.seconds.items():
@@ -197,41 +199,41 @@ def model_part(device: torch.device, asked: argparse.Namespace) -> list[str]:
         "",
     ]
     del runs
-    return lines + beside_released(device, asked, median)
+    return lines + against_released(device, asked, median)
 
 
-def run(backbone: Backbone, frames: Tensor, keyed: list[int], tau: float, gain: float) -> Run:
+def run(backbone: Backbone, frames: Tensor, key_frame_indices: list[int], tau: float, gain: float) -> Run:
     """Features, clustering with its attention, assignment with its attention."""
-    watch = Watch(backbone.device)
+    stopwatch = Stopstopwatch(backbone.device)
     size = (frames.shape[1], frames.shape[2])
-    with watch.stage("features"):
-        found = backbone.project(frames, size=size)
-        queries = (found.queries * gain).to(torch.bfloat16)
-        keys = found.keys[keyed].flatten(0, 1)
+    with stopwatch.stage("features"):
+        projections = backbone.project(frames, size=size)
+        queries = (projections.queries * gain).to(torch.bfloat16)
+        keys = projections.keys[key_frame_indices].flatten(0, 1)
     maps = make_maps(queries, keys, torch.bfloat16)
-    with watch.stage("attention and clustering"):
+    with stopwatch.stage("attention and clustering"):
         level = algorithm1(maps, [tau])[0]
-    with watch.stage("attention and assignment"):
+    with stopwatch.stage("attention and assignment"):
         torch.cat([parts[0].argmin(-1).flatten() for _, _, parts in kl_to_centroids(maps, [level])]).cpu()
     leaders = int(level.rounds[0].parents.max()) + 1
-    return Run(watch.seconds, leaders, len(level.centroids), queries, keys)
+    return Run(stopwatch.seconds, leaders, len(level.centroids), queries, keys)
 
 
 def _gain(backbone: Backbone, frames: Tensor) -> float:
-    found = backbone.project(frames)
-    return SCORE_GAIN / float(found.queries.std() * found.keys.std())
+    projections = backbone.project(frames)
+    return SCORE_GAIN / float(projections.queries.std() * projections.keys.std())
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage cannot do without: operations of products, exponentials, bytes that cross memory."""
+    """The least work of a stage: operations of products, exponentials, bytes that cross memory."""
 
     products: float
     exponentials: float = 0
     traffic: float = 0
 
 
-def needed(backbone: Backbone, asked: argparse.Namespace, found: Run, tokens: int, key_tokens: int) -> dict[str, Work]:
+def needed(backbone: Backbone, asked: argparse.Namespace, run: Run, tokens: int, key_tokens: int) -> dict[str, Work]:
     """The work of each stage."""
     grid, dim, layers = backbone.grid((asked.height, asked.width)).tokens, backbone.dim, len(backbone.vit.blocks) - 1
     features = asked.frames * layers * (24 * grid * dim**2 + 4 * grid**2 * dim)
@@ -241,8 +243,8 @@ def needed(backbone: Backbone, asked: argparse.Namespace, found: Run, tokens: in
     traffic = 2 * 2 * scores  # rows written and read once, in two bytes
     return {
         "features": Work(features),
-        "attention and clustering": Work(attention + 4 * scores * found.leaders, exponentials, traffic),
-        "attention and assignment": Work(attention + 4 * scores * found.clusters, exponentials, traffic),
+        "attention and clustering": Work(attention + 4 * scores * run.leaders, exponentials, traffic),
+        "attention and assignment": Work(attention + 4 * scores * run.clusters, exponentials, traffic),
     }
 
 
@@ -254,11 +256,11 @@ def floor_seconds(device: torch.device, work: dict[str, Work]) -> tuple[dict[str
     numbers = torch.randn(count, device=device)
     other = torch.empty_like(numbers)
     bandwidth = 8 * count / _seconds(device, lambda: other.copy_(numbers))
-    few = numbers[: 2**20].clone()  # stays in the caches: what the exponentials themselves take
+    few = numbers[: 2**20].clone()  # stays in the caches, so that only the exponentials take time
     exponentials = _exponentials(device, few)
     floor = {
-        stage: one.products / matrix + one.exponentials / exponentials + one.traffic / bandwidth
-        for stage, one in work.items()
+        stage: least.products / matrix + least.exponentials / exponentials + least.traffic / bandwidth
+        for stage, least in work.items()
     }
     words = (
         f"{_rate(matrix)}FLOP/s of bfloat16 products, {_rate(bandwidth)}B/s copying, "
@@ -268,7 +270,7 @@ def floor_seconds(device: torch.device, work: dict[str, Work]) -> tuple[dict[str
 
 
 def _exponentials(device: torch.device, few: Tensor) -> float:
-    """Exponentials a second: of a GPU what its special units are built for, 16 a clock and multiprocessor."""
+    """Exponentials per second; on a GPU the specified rate, 16 per clock and multiprocessor."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return 16.0 * properties.multi_processor_count * getattr(properties, "clock_rate", 1_755_000) * 1e3
@@ -284,21 +286,21 @@ def _seconds(device: torch.device, work: Callable[[], object], repeats: int = 10
     times = []
     for _ in range(3):
         _wait(device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(repeats):
             work()
         _wait(device)
-        times.append((time.perf_counter() - began) / repeats)
+        times.append((time.perf_counter() - start) / repeats)
     return min(times)
 
 
-# --- beside the released procedure
+# --- Comparison with the released code
 
 
-def beside_released(device: torch.device, asked: argparse.Namespace, ours: Run) -> list[str]:
-    """The released procedure on the same queries and keys, everything on the same device.
+def against_released(device: torch.device, asked: argparse.Namespace, ours: Run) -> list[str]:
+    """The released code on the same queries and keys, everything on the same device.
 
-    Where the whole matrix does not fit, on half as many frames, and ours again on those.
+    Where the whole matrix does not fit, both run on half as many frames.
     """
     frames = len(ours.queries)
     while frames >= 1:
@@ -309,15 +311,15 @@ def beside_released(device: torch.device, asked: argparse.Namespace, ours: Run) 
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             _wait(device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             centroids, _ = released_clustering(released_attention(queries, keys), frames, asked.tau)
             _wait(device)
-            released = time.perf_counter() - began
+            released = time.perf_counter() - start
             break
         except torch.OutOfMemoryError:
             frames //= 2
     else:
-        return ["The released procedure does not fit on this device."]
+        return ["The released code does not fit on this device."]
     peak = torch.cuda.max_memory_allocated() / GIGA if device.type == "cuda" else 0.0
     clusters = len(centroids)
     del centroids
@@ -328,22 +330,22 @@ def beside_released(device: torch.device, asked: argparse.Namespace, ours: Run) 
         ("`windowed`, float32", windowed, torch.float32),
     ):
         maps = make_maps(queries, keys, dtype)
-        watch = Watch(device)
-        with watch.stage("all"):
+        stopwatch = Stopstopwatch(device)
+        with stopwatch.stage("all"):
             level = procedure(maps, [asked.tau], budget_bytes=2**35)[0]
             for _, _, parts in kl_to_centroids(maps, [level]):
                 parts[0].argmin(-1)
-        seconds = watch.seconds["all"]
+        seconds = stopwatch.seconds["all"]
         rows.append(f"| {name} | {seconds:.3f} | {released / seconds:.0f}× | {len(level.centroids)} |")
     return [
-        "## Beside the released procedure",
+        "## Comparison with the released code",
         "",
         f"Attention, clustering and assignment of {frames} frames, {len(keys)} key tokens, everything on this device. "
-        f"The released procedure is a transcription (`benchmarks/released.py`), peak memory {peak:.1f} GB.",
+        f"The released code (windowed) is a transcription (`benchmarks/released.py`), peak memory {peak:.1f} GB.",
         "",
         "| | seconds | faster | clusters |",
         "| --- | --- | --- | --- |",
-        f"| released procedure | {released:.3f} | 1× | {clusters} |",
+        f"| released code (windowed) | {released:.3f} | 1× | {clusters} |",
         *rows,
     ]
 

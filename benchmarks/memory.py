@@ -1,8 +1,8 @@
-"""Whether memory grows with the video: `uvos-worker segment` at 200 and at 2,000 frames, K fixed by a setting.
+"""Peak memory of `uvos-worker segment` at 200 and at 2,000 frames, with a fixed number of key frames.
 
-The real command segments a generated video of each length. Every few milliseconds the anonymous memory (RssAnon) of
-its process, and of that with its children, is read from /proc; the largest value counts. UVOS_MAX_KEY_TOKENS holds
-both videos to the same number of key frames.
+The command segments a generated video of each length. The anonymous memory (RssAnon) of its process, and of its
+process tree, is sampled from /proc every few milliseconds; the largest value counts. UVOS_MAX_KEY_TOKENS limits both
+videos to the same number of key frames.
 
 python -m benchmarks.memory [--frames 200 2000] [--size 96x128] [--resolution 96x128] [--key-frames 10]
 """
@@ -26,7 +26,7 @@ from uvos.models import MODELS
 from worker.video.clip import model_size
 
 ROOT = Path(__file__).parents[1]
-ASKED = 1.15  # times the memory for ten times the frames
+TARGET = 1.15  # times the memory for ten times the frames
 SAMPLE_S = 0.01
 FPS = 25
 MODEL = MODELS["tiny"]
@@ -48,17 +48,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000], help="lengths; ratios are to the first")
     parser.add_argument("--size", default="96x128", help="HxW of the generated videos")
-    parser.add_argument("--resolution", default="96x128", help="HxW at which the model looks; few, to be quick")
+    parser.add_argument("--resolution", default="96x128", help="model input resolution HxW; small, to be fast")
     parser.add_argument("--key-frames", type=int, default=10, help="K of every video")
-    parser.add_argument("--format", action="append", help="what is written; default: png and rle")
+    parser.add_argument("--format", action="append", help="output format; may be repeated; default: png and rle")
     arguments = parser.parse_args()
     height, width = map(int, arguments.size.split("x"))
-    looked_at = model_size(
+    input_size = model_size(
         (height, width), short_side=MODEL.short_side, patch=MODEL.patch, resolution=arguments.resolution
     )
-    tokens = looked_at[0] * looked_at[1] // MODEL.patch**2
+    tokens = input_size[0] * input_size[1] // MODEL.patch**2
     print(
-        f"{MODEL.name}, videos of {height}x{width} looked at {looked_at[0]}x{looked_at[1]} ({tokens} patches), "
+        f"{MODEL.name}, videos of {height}x{width}, resolution {input_size[0]}x{input_size[1]}, {tokens} patches, "
         f"{arguments.key_frames} key frames"
     )
     peaks: list[Peak] = []
@@ -68,7 +68,7 @@ def main() -> None:
             out = Path(folder) / str(count)
             options = ["--key-ratio", "1", "--model", MODEL.name, "--resolution", arguments.resolution]
             options += [word for name in arguments.format or [] for word in ("--format", name)]
-            peak = watch(video, out, options, max_key_tokens=arguments.key_frames * tokens)
+            peak = run_and_sample(video, out, options, max_key_tokens=arguments.key_frames * tokens)
             peaks.append(peak)
             print(
                 f"{peak.frames:6} frames, {peak.key_frames} key frames, {peak.clusters} clusters, "
@@ -79,15 +79,15 @@ def main() -> None:
     for peak in peaks[1:]:
         print(
             f"{peak.frames} frames against {peaks[0].frames}: {peak.process / peaks[0].process:.3f} times "
-            f"the memory, with children {peak.tree / peaks[0].tree:.3f}; asked: at most {ASKED}"
+            f"the memory, with children {peak.tree / peaks[0].tree:.3f}; target: at most {TARGET}"
         )
 
 
-def watch(video: Path, out: Path, options: Sequence[str], *, max_key_tokens: int) -> Peak:
-    """Run `uvos-worker segment` to its end and watch its memory meanwhile."""
+def run_and_sample(video: Path, out: Path, options: Sequence[str], *, max_key_tokens: int) -> Peak:
+    """Run `uvos-worker segment` and sample its memory until it ends."""
     command = [sys.executable, "-m", "worker.cli", "segment", str(video), "--out", str(out), *options]
     environment = {**os.environ, "UVOS_MAX_KEY_TOKENS": str(max_key_tokens)}
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     process = tree = 0
     with (out.parent / "log").open("wb") as log:
         running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -95,7 +95,7 @@ def watch(video: Path, out: Path, options: Sequence[str], *, max_key_tokens: int
             own = anonymous(running.pid)
             process, tree = max(process, own), max(tree, own + sum(map(anonymous, descendants(running.pid))))
             time.sleep(SAMPLE_S)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_s
     if running.returncode:
         raise SystemExit((out.parent / "log").read_text())
     manifest = json.loads((out / "manifest.json").read_text())
@@ -119,19 +119,20 @@ def anonymous(pid: int) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """All children of a process and theirs."""
-    found = []
+    """All descendants of a process."""
+    pids: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(word) for word in path.read_text().split()]
         except OSError:
             continue
-        found += [one for child in children for one in (child, *descendants(child))]
-    return found
+        for child in children:
+            pids += [child, *descendants(child)]
+    return pids
 
 
 def write_video(path: Path, count: int, height: int, width: int) -> Path:
-    """Textured discs that swing over a textured ground: what is seen does not become more with the length."""
+    """Textured discs that swing over a textured ground: the content does not grow with the length."""
     random = np.random.default_rng(0)
     ground = _texture(random, height, width)
     discs = [_texture(random, height, width) for _ in range(4)]
@@ -153,8 +154,8 @@ def write_video(path: Path, count: int, height: int, width: int) -> Path:
 
 def _texture(random: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     blocks = random.normal(0, 20, (-(-height // 4), -(-width // 4), 1)).repeat(4, 0).repeat(4, 1)[:height, :width]
-    found: NDArray[np.uint8] = np.clip(random.uniform(60, 200, 3) + blocks, 0, 255).astype(np.uint8)
-    return found
+    texture: NDArray[np.uint8] = np.clip(random.uniform(60, 200, 3) + blocks, 0, 255).astype(np.uint8)
+    return texture
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole pipeline beside a ViT-S/8, and how many masks a second are encoded: each in the process that calls it."""
+"""Time of the whole pipeline with a ViT-S/8, and masks encoded per second; both run in the calling process."""
 
 import tempfile
 import time
@@ -25,14 +25,14 @@ from worker.pipeline import segment
 from worker.run import SegmentationRun
 
 ENTRY = MODELS["dino-vits8"]
-VIT_GAIN = 3.0  # of the scores of random weights: brings the leaders to what trained ones give
+VIT_GAIN = 3.0  # factor on the scores of random weights, with which there are as many leaders as with trained ones
 VIDEO = (480, 720)
 ENCODED = (480, 854)
 OBJECTS = 8
 
 
 class RandomVit(Backbone):
-    """A ViT-S/8 with random weights whose scores are as far apart as trained weights make them."""
+    """A ViT-S/8 with random weights and scores scaled to the spread that trained weights give."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -42,20 +42,20 @@ class RandomVit(Backbone):
         self._gain: float | None = None
 
     def project(self, frames: Tensor, *, size: tuple[int, int] | None = None) -> Projections:
-        found = super().project(frames, size=size)
+        projections = super().project(frames, size=size)
         if self._gain is None:
-            self._gain = VIT_GAIN / float(found.queries.std() * found.keys.std())
-        return Projections(found.queries * self._gain, found.keys)
+            self._gain = VIT_GAIN / float(projections.queries.std() * projections.keys.std())
+        return Projections(projections.queries * self._gain, projections.keys)
 
 
 def vit_features(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Queries and keys of generated frames of (H, W) pixels, (T, N, heads, d) float32 each."""
-    found = RandomVit().project(textured_frames(count, *size))
-    return found.queries, found.keys
+    projections = RandomVit().project(textured_frames(count, *size))
+    return projections.queries, projections.keys
 
 
 def segment_video(count: int, key_ratio: float, size: tuple[int, int]) -> tuple[dict[str, float], int, int]:
-    """A generated video from its file to masks, looked at in (H, W) pixels: seconds by stage, leaders, clusters."""
+    """Segment a generated video at a model resolution of (H, W) pixels: seconds by stage, leaders, clusters."""
     model = LoadedModel(
         RandomVit(),
         entry=ENTRY,
@@ -79,7 +79,7 @@ def segment_video(count: int, key_ratio: float, size: tuple[int, int]) -> tuple[
             for frame in textured_frames(count, *VIDEO).numpy():
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
             output.mux(stream.encode())
-        model.backbone.project(textured_frames(1, *size))  # what happens once a process, and the gain
+        model.backbone.project(textured_frames(1, *size))  # one-time costs of a process, and the gain
         out.mkdir()
         manifest = segment(SegmentationRun(source=video, params=params, model=model, out=out))
     level = manifest.levels[0]
@@ -87,10 +87,10 @@ def segment_video(count: int, key_ratio: float, size: tuple[int, int]) -> tuple[
 
 
 def encode_masks(frames: int) -> dict[str, float]:
-    """Masks encoded a second: to RLE, to RLE and PNG as the pipeline does it, and by pycocotools one at a time."""
+    """Masks encoded per second: to RLE, to RLE and PNG as the pipeline does it, and by pycocotools one at a time."""
     label_maps = [_label_map(frame) for frame in range(frames)]
-    masks = sum(len(np.unique(one)) - 1 for one in label_maps)
-    found = {}
+    masks = sum(len(np.unique(label_map)) - 1 for label_map in label_maps)
+    rates = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(DRAWING_THREADS) as pool:
 
         def rle(index: int) -> dict[int, str]:
@@ -101,15 +101,15 @@ def encode_masks(frames: int) -> dict[str, float]:
             write_png(Path(folder) / f"{index:05d}.png", label_maps[index], objects=OBJECTS)
 
         for name, work in (("RLE", rle), ("RLE and palette PNG", both)):
-            began = time.perf_counter()
+            start = time.perf_counter()
             list(pool.map(work, range(frames)))
-            found[name] = masks / (time.perf_counter() - began)
-    began = time.perf_counter()
+            rates[name] = masks / (time.perf_counter() - start)
+    start = time.perf_counter()
     for label_map in label_maps:
         for label in range(1, OBJECTS + 1):
             coco.encode(np.asfortranarray(label_map == label))
-    found["pycocotools, RLE of one mask at a time"] = masks / (time.perf_counter() - began)
-    return found
+    rates["pycocotools, RLE of one mask at a time"] = masks / (time.perf_counter() - start)
+    return rates
 
 
 def _label_map(frame: int) -> NDArray[np.uint16]:

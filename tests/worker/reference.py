@@ -1,4 +1,4 @@
-"""Slow twins: float64 NumPy loops, so close to the formulas that reading them is proof. No code of the worker's."""
+"""Slow reference implementations: float64 NumPy loops close to the formulas, which share no code with the worker."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def jaccard(a, b):
 
 
 def boundary(mask):
-    """The pixels from which a step right, down or both ways crosses the mask's edge."""
+    """The pixels whose right, lower or diagonal neighbour lies on the other side of the mask's edge."""
     height, width = mask.shape
     edge = np.zeros_like(mask)
     for y, x in itertools.product(range(height), range(width)):
@@ -26,7 +26,7 @@ def boundary(mask):
 
 
 def boundary_f(a, b):
-    """Harmonic mean of the shares of each boundary that lie within 0.8 % of the diagonal of the other."""
+    """Harmonic mean of the shares of each boundary within 0.8 % of the diagonal of the other boundary."""
     radius = math.ceil(0.008 * math.sqrt(a.shape[0] ** 2 + a.shape[1] ** 2))
     points_a, points_b = np.argwhere(boundary(a)), np.argwhere(boundary(b))
     if len(points_a) == 0 or len(points_b) == 0:
@@ -37,7 +37,7 @@ def boundary_f(a, b):
 
 
 def best_matching(gain):
-    """The columns' rows in the one-to-one matching of the largest total gain, by trying all."""
+    """The columns' rows of the one-to-one matching with the largest total gain, by exhaustive search."""
     rows, columns = gain.shape
     return max(
         itertools.permutations(range(rows), columns),
@@ -46,7 +46,7 @@ def best_matching(gain):
 
 
 def adjusted_rand_index(a, b):
-    """(agreement - its expectation) / (its maximum - its expectation), counted over all pairs of pixels."""
+    """(agreement - its expectation) / (its maximum - its expectation), over all pairs of pixels."""
     pairs = list(itertools.combinations(range(len(a)), 2))
     same_a = sum(a[i] == a[j] for i, j in pairs)
     same_b = sum(b[i] == b[j] for i, j in pairs)
@@ -82,7 +82,7 @@ def _pair(a, b):
 
 
 def algorithm1(rows, tau):
-    """Algorithm 1: (centres, assignment, parents of each round, smallest |J - τ| that was decided on)."""
+    """Algorithm 1: (centres, assignment, parents of each round, smallest |KL - τ| of a decision)."""
     centres, parents, margin = rows, [], np.inf
     while True:
         remaining = list(range(len(centres)))
@@ -106,7 +106,7 @@ def algorithm1(rows, tau):
 
 
 def windowed(rows, tau, tokens_per_frame):
-    """The released code's procedure: as `algorithm1`, but smoothed in windows of 3 frames first, and with J ≤ τ."""
+    """The released code's procedure: as `algorithm1`, but first smoothed in windows of 3 frames, and with KL ≤ τ."""
     centres, parents, margin = [], [np.full(len(rows), -1)], np.inf
     for start in range(0, len(rows), 3 * tokens_per_frame):
         window = rows[start : start + 3 * tokens_per_frame]
@@ -156,7 +156,7 @@ def _released_merge(centres, tau):
 
 
 def interpolated_distances(distances, height, width, size):
-    """Distance of each pixel to each cluster, (C, H, W): bilinear between patch centres, held beyond the outermost."""
+    """Distance of each pixel to each cluster, (C, H, W): bilinear between patch centres, constant beyond."""
     rows, columns = size
     at = np.asarray(distances, np.float64).reshape(height, width, -1)
     pixels = np.empty((at.shape[2], rows, columns))
@@ -178,13 +178,13 @@ def interpolated_distances(distances, height, width, size):
 
 
 def nearest_patch(values, height, width, size):
-    """The value of the patch that each pixel lies in, (H, W)."""
+    """The value of the patch that contains each pixel, (H, W)."""
     rows, columns = size
     at = np.asarray(values).reshape(height, width)
     return np.array([[at[i * height // rows, j * width // columns] for j in range(columns)] for i in range(rows)])
 
 
-# --- The released procedure, from full-size frames to labels: its own numbers (windows as matrix products)
+# --- The released procedure, from full-size frames to labels, in float64 (windows as matrix products)
 
 RELEASED_MEAN, RELEASED_STD = np.array([0.43216, 0.394666, 0.37645]), np.array([0.22803, 0.22145, 0.216989])
 
@@ -281,12 +281,12 @@ def released_attention(queries, keys):
     return np.mean([_softmax(queries[:, h] @ keys[:, h].T / np.sqrt(depth)) for h in range(heads)], axis=0)
 
 
-def released_clusters(rows, tau, tokens_a_frame):
+def released_clusters(rows, tau, tokens_per_frame):
     """Windows of 3 frames smoothed and merged greedily, then all centres until their number stays; (n,) labels."""
     rows = rows / rows.sum(1, keepdims=True)
     centres = []
-    for start in range(0, len(rows), 3 * tokens_a_frame):
-        window = rows[start : start + 3 * tokens_a_frame]
+    for start in range(0, len(rows), 3 * tokens_per_frame):
+        window = rows[start : start + 3 * tokens_per_frame]
         near = (_all_symmetric_kl(window, window) <= tau).astype(np.float64)
         smooth = near @ window
         centres += _merge_greedily(smooth / smooth.sum(1, keepdims=True), tau)

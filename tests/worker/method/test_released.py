@@ -139,7 +139,7 @@ def assert_same_labels(checkpoint: Path, frames: np.ndarray, size: tuple[int, in
         rows = reference.released_attention(queries, keys)
         np.testing.assert_allclose(maps.rows(0, len(frames)).numpy(), rows, atol=1e-4)
         for tau, labels in zip(TAUS, map(torch.cat, zip(*parts, strict=True)), strict=True):
-            expected = reference.released_clusters(rows, tau, tokens_a_frame=rows.shape[0] // len(frames))
+            expected = reference.released_clusters(rows, tau, tokens_per_frame=rows.shape[0] // len(frames))
             assert 5 <= len(np.unique(expected)) <= 200, (
                 "too few or too many clusters for the comparison to mean anything"
             )
