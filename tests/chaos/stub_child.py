@@ -28,7 +28,7 @@ TIMING = JobTiming(
 
 
 def stub_video(seconds: float = 0.1, **orders: Any) -> bytes:
-    """A file with the signature of an MP4 that tells `StubRunner` what to do."""
+    """A file with the signature of an MP4 that controls `StubRunner`."""
     return SIGNATURE + json.dumps({"seconds": seconds} | orders).encode()
 
 
