@@ -70,19 +70,27 @@ class EmbeddedServer:
             self._process.wait(START_TIMEOUT_S)
         self._own_folder()
         try:
-            try:
-                self._start_process()
-            except RuntimeError as error:
-                files = self.folder / "appendonlydir"
-                if "append only file" not in str(error).lower() or not files.is_dir():
-                    raise
-                aside = files.rename(self.folder / f"appendonlydir.damaged-{time.time_ns()}")
-                log.error("the append-only file of the queue is damaged; it was moved to %s", aside)
-                self._start_process()
+            self._start_with_or_without_log()
         except RuntimeError:
             self.stop()
             raise
         return self
+
+    def _start_with_or_without_log(self) -> None:
+        files = self.folder / "appendonlydir"
+        try:
+            self._start_process()
+        except RuntimeError as error:
+            if not files.is_dir():
+                raise
+            aside = files.rename(self.folder / f"appendonlydir.damaged-{time.time_ns()}")
+            try:
+                self._start_process()
+            except RuntimeError:  # for another reason than the file
+                shutil.rmtree(files, ignore_errors=True)
+                aside.rename(files)
+                raise error from None
+            log.error("the append-only file of the queue was damaged and is now %s: %s", aside, error)
 
     def _start_process(self) -> None:
         log_path = self.folder / "valkey.log"

@@ -20,7 +20,8 @@ DISK = "UVOS_TEST_DISK"
 
 DEFAULT_LEASE = {"UVOS_LEASE_S": "6", "UVOS_RECOVERY_INTERVAL_S": "2"}
 FULL: dict[str, tuple[Callable[[Fleet], scenarios.Report], dict[str, str]]] = {
-    "storm": (partial(scenarios.storm, jobs=500, kill_every_s=10, queue_kills=3, job_s=0.4), {}),
+    "storm": (partial(scenarios.storm, jobs=1000, kill_every_s=2, queue_kills=5, job_s=0.4), {}),
+    "power_loss": (partial(scenarios.power_loss, times=50), {}),
     "kill_at_each_step": (scenarios.kill_at_each_step, DEFAULT_LEASE),
     "stalls": (partial(scenarios.stalls, count=20), {}),
     "queue_down_1": (partial(scenarios.queue_down, seconds=1), {}),

@@ -114,6 +114,36 @@ def _kill_random_process(fleet: Fleet, rng: random.Random) -> str:
     return target
 
 
+def power_loss(fleet: Fleet, *, times: int, seed: int = 2) -> Report:
+    """Kill all processes at the same random moment, truncate the queue's log, restart: accepted jobs end once."""
+    rng = random.Random(seed)
+    accepted: list[str] = []
+    slowest = 0.0
+    for _ in range(times):
+        fail_at = time.monotonic() + rng.uniform(0, 2)
+        while time.monotonic() < fail_at:
+            accepted.append(fleet.submit(stub_video(rng.uniform(0, 0.4), seed=rng.random())))
+            time.sleep(rng.uniform(0, 0.3))
+        fleet.kill_all()
+        log = max((fleet.folder / "queue" / "appendonlydir").glob("*.incr.aof"))
+        os.truncate(log, rng.randrange(log.stat().st_size + 1))
+        fleet.start_all()
+        started_at = time.monotonic()
+        if accepted and fleet.end(accepted[-1]) is None:
+            fleet.wait_for_end(accepted[-1])
+            slowest = max(slowest, time.monotonic() - started_at)
+    for job_id in accepted:
+        assert fleet.wait_for_end(job_id).status == Status.succeeded
+        fleet.wait_for(lambda: _is_complete(fleet, job_id), f"job {job_id} to be complete")
+    assert not [job_id for job_id, count in fleet.published().items() if count > 1]
+    return {
+        "power failures": times,
+        "jobs": len(accepted),
+        "lost": 0,
+        "slowest end after restart, s": round(slowest, 1),
+    }
+
+
 def kill_at_each_step(fleet: Fleet) -> Report:
     """Kill a worker at each step of a job: the job ends once, and another worker soon begins it again."""
     slowest = 0.0

@@ -28,6 +28,10 @@ def test_no_job_is_lost_or_published_twice_under_random_kills(fleet: Fleet) -> N
     scenarios.storm(fleet, jobs=30, kill_every_s=1.5, queue_kills=1, job_s=0.2)
 
 
+def test_accepted_jobs_end_once_after_power_failures(fleet: Fleet) -> None:
+    scenarios.power_loss(fleet, times=3)
+
+
 def test_a_job_ends_once_at_whichever_step_its_worker_is_killed(fleet: Fleet) -> None:
     scenarios.kill_at_each_step(fleet)
 

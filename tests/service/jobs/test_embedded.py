@@ -1,6 +1,7 @@
 """The embedded Valkey: durable, one owner at a time, stopped when its owner dies."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -78,3 +79,24 @@ def test_a_failed_start_is_explained(tmp_path: Path) -> None:
     (tmp_path / "appendonlydir").write_text("not a folder")
     with pytest.raises(RuntimeError, match="did not start"):
         EmbeddedServer(tmp_path).start()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_append_only_file_does_not_prevent_a_start(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    with EmbeddedServer(tmp_path) as server, client(server) as connection:
+        for number in range(100):
+            connection.set(f"key {number}", "value" * 10)
+        if seed % 2:
+            connection.bgrewriteaof()
+            while connection.info("persistence")["aof_rewrite_in_progress"]:
+                time.sleep(0.02)
+    files = [path for path in (tmp_path / "appendonlydir").iterdir() if path.stat().st_size]
+    path = rng.choice(sorted(files))
+    content = bytearray(path.read_bytes())
+    start = rng.randrange(len(content))
+    content[start : start + 20] = rng.randbytes(20)
+    path.write_bytes(content if seed % 3 else content[: start + 1])
+    with EmbeddedServer(tmp_path) as server, client(server) as connection:
+        connection.set("a", "1")
+        assert connection.get("a") == b"1"
