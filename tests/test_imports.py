@@ -104,6 +104,7 @@ ONLY: dict[str, set[str]] = {
     "worker.stopwatch": {"uvos.contract"},
     "worker.run": {"worker.models.loading", "worker.video.decode", "worker.video.request", "uvos.contract"},
     "worker.method.features": {
+        "worker.method.affinity",
         "worker.method.motion",
         "worker.models.",
         "worker.numerics.spool",
@@ -130,7 +131,7 @@ ONLY: dict[str, set[str]] = {
         "uvos.weights",
     },
     "worker.models.dinov2_onnx": {"worker.models.weights"},
-    "worker.method.affinity": set(),
+    "worker.method.affinity": {"uvos.contract"},
     "worker.jobs.messages": {"uvos.contract"},
     "worker.jobs.child": {"worker.jobs.messages", "service.settings"},
     "worker.jobs.child_process": {

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import torch
 
-from uvos.contract import Clustering, Manifest, Motion, Stage, Workload, level_name
+from uvos.contract import Clustering, Manifest, Stage, Workload, level_name
 from uvos.errors import OutOfMemoryBudget
 from worker.method.algorithm1 import Level, algorithm1
 from worker.method.assignment import assign
@@ -69,8 +69,8 @@ def segment(run: SegmentationRun) -> Manifest:
 def feature_projector(run: SegmentationRun, stopwatch: Stopwatch) -> FeatureProjector:
     return FeatureProjector(
         run.model,
+        run.params,
         run.frame_size,
-        with_motion=run.params.motion is Motion.on,
         work=run.out,
         stopwatch=stopwatch,
         on_progress=run.progress_of(Stage.features),

@@ -34,6 +34,8 @@ class ColourPosition:
     that softmax ignores: (x_i, 1)·(x_j, -|x_j|² / 2).
     """
 
+    block = None
+
     def __init__(self, patch: int, device: torch.device) -> None:
         self.patch = patch
         self.device = device

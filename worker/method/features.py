@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uvos.contract import Stage
+from uvos.contract import JobParams, Motion, Stage
+from worker.method.affinity import KEY_AFFINITIES, KeyAffinity
 from worker.method.motion import join_motion, motion_energy, movers
 from worker.models.backbone import Projections
 from worker.models.loading import LoadedModel
@@ -66,8 +67,8 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
 
     Args:
         model: The loaded model.
+        params: Motion and affinity.
         frame_size: Rule for the model input resolution.
-        with_motion: Add motion to queries and keys.
         work: An existing folder for queries and keys.
         stopwatch: Time of projection is counted to the features stage.
         on_progress: Called with frames projected and all frames; an exception it raises cancels the projection.
@@ -76,32 +77,34 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
     def __init__(
         self,
         model: LoadedModel,
+        params: JobParams,
         frame_size: FrameSize,
         *,
-        with_motion: bool,
         work: Path,
         stopwatch: Stopwatch,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        self._model, self._frame_size, self._with_motion, self._work = model, frame_size, with_motion, work
+        self._model, self._frame_size, self._work = model, frame_size, work
+        self._with_motion = params.motion is Motion.on
+        self._key_affinity = KEY_AFFINITIES.get(model.affinity(params.affinity))
         self._stopwatch, self._on_progress = stopwatch, on_progress
         self._as_bfloat16 = model.dtype != "float32"
         self._partial: PartialClip | None = None
         self._queries: Spool | None = None
-        self._early_keys: Spool | None = None
+        self._keys: Spool | None = None
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:
-        for spool in (self._queries, self._early_keys):
+        for spool in (self._queries, self._keys):
             if spool is not None:
                 spool.close()
-        self._queries = self._early_keys = None
+        self._queries = self._keys = None
 
     def project_ahead(self, partial: PartialClip) -> None:
         """Project a batch of the frames decoded so far, if there is a full batch."""
-        if self._with_motion:  # motion energy needs later frames
+        if self._with_motion and self._key_affinity is None:  # motion energy needs later frames
             return
         with self._stopwatch.stage(Stage.features):
             if partial is not self._partial:  # the first frames, or those of a restarted decoder
@@ -112,10 +115,9 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
             stop = start + self._model.backbone.batch_size(size)
             if stop <= partial.count:
                 projections = self._project(partial.read(start, stop), size)
-                if self._early_keys is None:
-                    row_shape = projections.keys.shape[1:]
-                    self._early_keys = Spool(self._work, row_shape=row_shape, dtype=np.float32, name="keys.spool")
-                self._early_keys.append(projections.keys.cpu().numpy())
+                self._write_keys(projections.keys)
+                if self._key_affinity is None:
+                    self._write_queries(projections.queries)
 
     def project(self, frames: NDArray[np.uint8], size: tuple[int, int], key_frame_indices: list[int]) -> Features:
         """Project the remaining frames; returns the features of all frames.
@@ -126,51 +128,95 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
             key_frame_indices: Ascending.
         """
         early, total = self._projected, len(frames)
-        batch, grid = self._model.backbone.batch_size(size), self._model.backbone.grid(size)
         self._on_progress(early, total)
         energy: NDArray[np.float32] | None = None
         motion: list[NDArray[Any]] = []
         if self._with_motion:
+            grid = self._model.backbone.grid(size)
             energy = motion_energy(frames, grid, on_progress=lambda *_: self._on_progress(early, total))
             motion = [energy, movers(energy)]
-        keys = [self._early_key(index) for index in key_frame_indices if index < early]
+        if self._key_affinity is None:
+            keys = self._compare_queries_with_keys(frames, size, key_frame_indices, motion)
+        else:
+            keys = self._compare_keys(self._key_affinity, frames, size, key_frame_indices, motion)
+        self._on_progress(total, total)
+        if self._keys is not None:
+            self._keys.close()
+        assert self._queries is not None
+        return Features(self._queries, torch.cat(keys), energy)
+
+    def _compare_queries_with_keys(
+        self, frames: NDArray[np.uint8], size: tuple[int, int], key_frame_indices: list[int], motion: list[NDArray[Any]]
+    ) -> list[Tensor]:
+        """Write the queries of the remaining frames; the keys of the key frames."""
+        early, total, batch = self._projected, len(frames), self._model.backbone.batch_size(size)
+        keys = [self._read_keys(index, index + 1)[0] for index in key_frame_indices if index < early]
         for start in range(early, total, batch):
             self._on_progress(start, total)
             stop = min(start + batch, total)
-            projections = self._project(frames[start:stop], size, [values[start:stop] for values in motion])
+            projections = self._project(frames[start:stop], size)
+            projections = self._join_motion(projections, [values[start:stop] for values in motion])
+            self._write_queries(projections.queries)
             keys += [projections.keys[index - start] for index in key_frame_indices if start <= index < stop]
-        self._on_progress(total, total)
-        if self._early_keys is not None:
-            self._early_keys.close()
-        assert self._queries is not None
-        return Features(self._queries, torch.cat(keys), energy)
+        return keys
+
+    def _compare_keys(
+        self,
+        key_affinity: type[KeyAffinity],
+        frames: NDArray[np.uint8],
+        size: tuple[int, int],
+        key_frame_indices: list[int],
+        motion: list[NDArray[Any]],
+    ) -> list[Tensor]:
+        """Write the queries that the affinity makes of the keys of all frames; its keys of the key frames.
+
+        It is fitted when all key frames are projected, so the keys of all frames are written first.
+        """
+        early, total, batch = self._projected, len(frames), self._model.backbone.batch_size(size)
+        for start in range(early, total, batch):
+            self._on_progress(start, total)
+            self._write_keys(self._project(frames[start : start + batch], size).keys)
+        affinity = key_affinity.fit(torch.cat([self._read_keys(index, index + 1)[0] for index in key_frame_indices]))
+        keys: list[Tensor] = []
+        for start in range(0, total, batch):
+            stop = min(start + batch, total)
+            projections = Projections(*affinity.project(self._read_keys(start, stop)))
+            projections = self._join_motion(projections, [values[start:stop] for values in motion])
+            self._write_queries(projections.queries)
+            keys += [projections.keys[index - start] for index in key_frame_indices if start <= index < stop]
+        return keys
 
     @property
     def _projected(self) -> int:
         """Number of frames projected so far."""
-        return 0 if self._queries is None else len(self._queries)
+        spool = self._queries if self._key_affinity is None else self._keys
+        return 0 if spool is None else len(spool)
 
-    def _project(
-        self, frames: NDArray[np.uint8], size: tuple[int, int], motion: Sequence[NDArray[Any]] = ()
-    ) -> Projections:
-        """Queries and keys of a batch; the queries are also written to disk."""
+    def _project(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> Projections:
         backbone = self._model.backbone
-        projections = backbone.project(_to_device(frames, backbone.device), size=size)
-        if motion:
-            energy, mover = (torch.from_numpy(values).flatten(1).to(backbone.device) for values in motion)
-            projections = Projections(*join_motion(projections.queries, projections.keys, energy, mover))
+        return backbone.project(_to_device(frames, backbone.device), size=size)
+
+    def _join_motion(self, projections: Projections, motion: Sequence[NDArray[Any]]) -> Projections:
+        if not motion:
+            return projections
+        energy, mover = (torch.from_numpy(values).flatten(1).to(self._model.backbone.device) for values in motion)
+        return Projections(*join_motion(projections.queries, projections.keys, energy, mover))
+
+    def _write_queries(self, queries: Tensor) -> None:
         if self._queries is None:
             dtype = np.uint16 if self._as_bfloat16 else np.float32
-            row_shape = projections.queries.shape[1:]
-            self._queries = Spool(self._work, row_shape=row_shape, dtype=dtype, name="queries.spool")
-        self._queries.append(_to_numpy(projections.queries, self._as_bfloat16))
-        return projections
+            self._queries = Spool(self._work, row_shape=queries.shape[1:], dtype=dtype, name="queries.spool")
+        self._queries.append(_to_numpy(queries, self._as_bfloat16))
 
-    def _early_key(self, frame_index: int) -> Tensor:
-        """Keys of one frame that was projected ahead, (N, heads, d)."""
-        assert self._early_keys is not None
-        keys = self._early_keys.read(frame_index, frame_index + 1)[0]
-        return torch.from_numpy(keys).to(self._model.backbone.device)
+    def _write_keys(self, keys: Tensor) -> None:
+        if self._keys is None:
+            self._keys = Spool(self._work, row_shape=keys.shape[1:], dtype=np.float32, name="keys.spool")
+        self._keys.append(keys.cpu().numpy())
+
+    def _read_keys(self, start: int, stop: int) -> Tensor:
+        """Keys of frames that were projected before, (stop - start, N, heads, d)."""
+        assert self._keys is not None
+        return torch.from_numpy(self._keys.read(start, stop)).to(self._model.backbone.device)
 
 
 def _to_device(frames: NDArray[np.uint8], device: torch.device) -> Tensor:

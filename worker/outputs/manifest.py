@@ -40,7 +40,11 @@ def write_manifest(
         video=ManifestVideo(name=run.video_name, pts_s=video.clip.pts_s.tolist(), **asdict(info)),
         params=run.params.model_dump(mode="json"),
         model=ManifestModel(
-            name=model.entry.name, weights=model.weights_source, sha256=model.sha256, version=model.version
+            name=model.entry.name,
+            weights=model.weights_source,
+            sha256=model.sha256,
+            version=model.version,
+            affinity=model.affinity(run.params.affinity),
         ),
         versions={package: version(package) for package in VERSIONED},
         device=str(model.device),

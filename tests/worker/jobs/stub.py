@@ -23,6 +23,7 @@ class ColorBackbone(nn.Module):
     head_dim = 5
     device = torch.device("cpu")
     dtype = torch.float32
+    block = None
 
     def grid(self, size: tuple[int, int]) -> PatchGrid:
         return PatchGrid(size[0] // self.patch, size[1] // self.patch)

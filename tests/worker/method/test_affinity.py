@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from worker.method.affinity import centred_cosine, mean_key
+from worker.method.affinity import CentredCosine
 
 
 def keys(frames: int = 3, seed: int = 0) -> torch.Tensor:
@@ -24,17 +24,17 @@ def test_logits_are_the_scaled_cosine_of_centred_keys() -> None:
         for j in range(15):
             lengths = np.linalg.norm(centred[i]) * np.linalg.norm(centred[j])
             expected[i, j] = 10 * centred[i] @ centred[j] / lengths
-    found = logits(*centred_cosine(frames, mean_key(frames[:2].flatten(0, 1))))
+    found = logits(*CentredCosine.fit(frames[:2].flatten(0, 1)).project(frames))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 def test_a_component_common_to_all_keys_has_no_influence() -> None:
     frames = keys()
     shifted = frames + 100 * torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(1))
-    found = [logits(*centred_cosine(values, mean_key(values.flatten(0, 1)))) for values in (frames, shifted)]
+    found = [logits(*CentredCosine.fit(values.flatten(0, 1)).project(values)) for values in (frames, shifted)]
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
 
 
 def test_the_result_has_one_head_over_all_channels() -> None:
-    queries, centred = centred_cosine(keys(), torch.zeros(8))
+    queries, centred = CentredCosine(torch.zeros(8)).project(keys())
     assert queries.shape == centred.shape == (3, 5, 1, 8)

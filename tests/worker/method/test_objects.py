@@ -36,6 +36,7 @@ class Colors:
 
     patch = 8
     device = torch.device("cpu")
+    block = None
 
     def grid(self, size: tuple[int, int]) -> PatchGrid:
         return PatchGrid(size[0] // self.patch, size[1] // self.patch)
