@@ -55,6 +55,7 @@ class Background(StrEnum):
 
 class Edges(StrEnum):
     smooth = "smooth"
+    fine = "fine"
     patch = "patch"
 
 
@@ -110,7 +111,8 @@ class SegmentParams(StrictSchema):
     background: Background = Background.auto
     """auto: background clusters become label 0; keep: they stay objects."""
     edges: Edges = Edges.smooth
-    """smooth: interpolate cluster scores to pixels; patch: repeat patches, as published."""
+    """smooth: interpolate cluster scores to pixels; fine: follow the edges of the frames; patch: repeat patches, as
+    published."""
     min_area: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, examples=[0.001])
     """Minimum area of an object, as a share of the frame over its lifetime; smaller objects merge into their nearest
     neighbours."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,10 @@ from worker.video.clip import PatchGrid
 
 Label = TypeVar("Label", bound=np.integer)
 
+# `edges=fine`, chosen on davis16-dev (docs/method.md): smaller regularisation or radius gains nothing.
+GUIDE_RADIUS = 1.5  # patches: half the side of the window of the guided filter
+GUIDE_REGULARISATION = 1e-5  # of squared colours in [0, 1]: variance below which a window has no edge
+
 
 def draw_label_map(
     distances: NDArray[np.floating],
@@ -21,12 +26,14 @@ def draw_label_map(
     size: tuple[int, int],
     decision: ObjectDecision,
     edges: Edges = Edges.smooth,
+    frame: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint16]:
     """The label map of one frame at the size of the video.
 
     - `edges=smooth`: the score of each cluster, -distance, is interpolated bilinearly between patch centres (constant
       beyond the outermost ones). Each pixel takes the cluster with the best score, the first of equals, among the
       clusters that are nearest to some token of the frame. A departure from the paper.
+    - `edges=fine`: the smooth label map follows the edges of the frame (`follow_edges`). A departure from the paper.
     - `edges=patch`: each pixel takes the nearest cluster of its patch, as published.
 
     Clusters are mapped to objects after that choice.
@@ -38,13 +45,19 @@ def draw_label_map(
         size: (H, W) of the video in pixels; may be smaller than the grid.
         decision: The role of each cluster.
         edges: How pixels follow from patches.
+        frame: The decoded frame, RGB, shape (H', W', 3) of any size; required by `edges=fine`.
 
     Returns:
         Object ids, 0 for background, shape (H, W).
 
     Raises:
-        ValueError: the shapes do not agree.
+        ValueError: the shapes do not agree, or `edges=fine` lacks the frame.
     """
+    if edges is Edges.fine:
+        if frame is None:
+            raise ValueError("edges=fine requires the frame, got None")
+        smooth = draw_label_map(distances, grid, size=(frame.shape[0], frame.shape[1]), decision=decision)
+        return follow_edges(smooth, frame, size=size, radius=round(GUIDE_RADIUS * frame.shape[0] / grid.height))
     if distances.shape != (grid.tokens, len(decision.object_ids)):
         raise ValueError(f"expected {grid.tokens} x {len(decision.object_ids)} distances, got {distances.shape = }")
     candidates = np.flatnonzero(decision.is_candidate)
@@ -56,6 +69,78 @@ def draw_label_map(
     return _interpolated(
         cluster_distances, nearest.reshape(grid.height, grid.width), decision.object_ids[present], size
     )
+
+
+def follow_edges(
+    labels: NDArray[np.uint16], frame: NDArray[np.uint8], *, size: tuple[int, int], radius: int
+) -> NDArray[np.uint16]:
+    """A label map whose boundaries follow the edges of the frame.
+
+    The indicator of each label is filtered with the frame as guide and interpolated to `size`; each pixel takes the
+    label with the highest value.
+
+    Args:
+        labels: Shape (H', W').
+        frame: The guide, RGB, shape (H', W', 3); details smaller than its pixels are not recovered.
+        size: (H, W) of the result in pixels.
+        radius: Half the side of the filter's window in pixels of the frame, at least 1.
+
+    Returns:
+        Shape (H, W).
+    """
+    counts = np.bincount(labels.ravel())
+    common, *others = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    result = np.full(size, common, np.uint16)
+    if not others:
+        return result
+    guide = GuidedFilter(frame.astype(np.float32) / np.float32(255), max(radius, 1), GUIDE_REGULARISATION)
+    highest, rest = np.full(size, -np.inf, np.float32), np.ones(size, np.float32)
+    for label in others:
+        filtered = cv2.resize(guide((labels == label).astype(np.float32)), size[::-1], interpolation=cv2.INTER_LINEAR)
+        rest -= (
+            filtered  # the filter is linear and keeps a constant: this becomes the indicator of the most common label
+        )
+        result[filtered > highest] = label
+        np.maximum(highest, filtered, out=highest)
+    result[rest >= highest] = common
+    return result
+
+
+class GuidedFilter:
+    """Edge-preserving smoothing: in each window the result is a linear function of the guide's colours.
+
+    Source: He, Sun, Tang, "Guided Image Filtering" (ECCV 2010), Equations 14 to 16.
+
+    Args:
+        guide: Colours in [0, 1], float32, shape (H, W, 3).
+        radius: Windows have sides of 2 * radius + 1 pixels; reflected at the border.
+        regularisation: Added to the variance of each colour.
+    """
+
+    def __init__(self, guide: NDArray[np.float32], radius: int, regularisation: float) -> None:
+        self._guide, self._radius = guide, radius
+        self._mean = self._box(guide)
+        products = self._box((guide[..., :, None] * guide[..., None, :]).reshape(*guide.shape[:2], 9))
+        covariance = products.reshape(*guide.shape, 3) - self._mean[..., :, None] * self._mean[..., None, :]
+        a, b, c = np.moveaxis(covariance + regularisation * np.eye(3, dtype=np.float32), -1, 0)
+        # The inverse of a symmetric matrix with the columns a, b, c has the columns b x c, c x a, a x b over a . b x c.
+        adjugate = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], -1)
+        self._inverse = adjugate / (a * adjugate[..., 0]).sum(-1)[..., None, None]
+
+    def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The filtered values; both have shape (H, W)."""
+        mean = self._box(values)
+        covariance = self._box(self._guide * values[..., None]) - self._mean * mean[..., None]
+        slope = (self._inverse * covariance[..., None, :]).sum(-1)
+        offset = mean - (slope * self._mean).sum(-1)
+        filtered: NDArray[np.float32] = (self._box(slope) * self._guide).sum(-1) + self._box(offset)
+        return filtered
+
+    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The mean over each window, per channel; shape (H, W) or (H, W, channels)."""
+        side = 2 * self._radius + 1
+        means: NDArray[np.float32] = cv2.boxFilter(values, -1, (side, side), borderType=cv2.BORDER_REFLECT)
+        return means
 
 
 def nearest_patch(patches: NDArray[Label], size: tuple[int, int]) -> NDArray[Label]:

@@ -66,7 +66,14 @@ def draw_masks(
 
     def draw(frame_index: int) -> list[Runs]:
         label_maps = (
-            draw_label_map(assignment.scores[frame_index], grid, size=size, decision=decision, edges=run.params.edges)
+            draw_label_map(
+                assignment.scores[frame_index],
+                grid,
+                size=size,
+                decision=decision,
+                edges=run.params.edges,
+                frame=clip.frames[frame_index],
+            )
             for assignment, decision in zip(assignments, decisions, strict=True)
         )
         return [Runs.of(label_map) for label_map in label_maps]
