@@ -32,7 +32,7 @@ ONLY: dict[str, set[str]] = {
     "uvos": {"uvos."},
     "service.settings": {"uvos.weights"},
     "service.storage": {"uvos.contract", "uvos.errors", "service.storage."},
-    "service.export": {"uvos."},
+    "service.export": {"uvos.", "service.export."},
     "service.jobs.queue": {"uvos.contract"},
     "service.jobs": {"uvos.", "service.jobs.", "service.storage.", "service.settings"},
     "worker.video.clip": set(),

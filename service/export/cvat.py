@@ -1,77 +1,124 @@
-"""CVAT for video 1.1: tracks of masks, row-major RLE within the bounding box."""
+"""CVAT 1.1, for video (tracks) and for images (one list of shapes per frame)."""
 
 import re
 from enum import StrEnum
 from itertools import pairwise
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from service.export.conventions import LABEL, image_name
+from service.export.polygons import outline
 from uvos import rle
 from uvos.contract import Manifest, RleDocument, RleMask
 
-LABEL = "object"  # the method does not classify objects
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # invalid even as entities
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even allowed as an entity
+
+
+class Shapes(StrEnum):
+    """How a shape is written."""
+
+    mask = "mask"
+    """Run lengths: CVAT edits them with its brush."""
+    polygon = "polygon"
+    """The outline of the mask: FiftyOne reads polygons only."""
 
 
 class Tracks(StrEnum):
-    """Meaning of a track."""
+    """What a track of CVAT for video contains."""
 
-    object = "object"
-    """An object through the whole video, as the format defines."""
     mask = "mask"
-    """A mask in one frame, as CVAT exports masks. The importer of CVAT keeps only the first mask of a longer track.
+    """One mask in one frame, as CVAT itself exports masks: its importer keeps only the first mask of a longer track.
     The masks of an object share its `group_id`."""
+    object = "object"
+    """All masks of an object, which the format allows but CVAT does not import."""
+    polygon = "polygon"
+    """All outlines of an object: CVAT imports the whole track; Datumaro and FiftyOne read nothing else."""
 
 
-def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks.object) -> str:
-    """The XML of one level.
+Keyframe = tuple[int, str]
+"""Index of a frame and the geometry of the shape in it, as XML attributes."""
 
-    `group_id` is the object id, and so is the `id` of a track that is an object. `frame` indexes the frames of the
-    result, like `pts_s` of the manifest; with `start`, `end` or `fps` these are not all frames of the video. A mask
-    marked `outside` hides the object from the frame after its last mask; a later mask shows it again.
+
+def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks.mask) -> str:
+    """CVAT for video 1.1: the XML of one level.
+
+    `group_id` is the object id, and so is the `id` of a track that contains the whole object. `frame` counts the
+    frames of the result, as `pts_s` of the manifest does: with `start`, `end` or `fps` they are not all frames of the
+    video. A shape marked `outside` ends a track in the first frame without the object; later shapes resume it.
 
     Source: docs.cvat.ai, "XML annotation format", version 1.1, section on interpolation; masks as CVAT writes them.
     """
-    masks_by_object: dict[int, list[tuple[int, str]]] = {}
+    shapes = Shapes.polygon if tracks is Tracks.polygon else Shapes.mask
+    keyframes: dict[int, list[Keyframe]] = {}
     for position, frame in enumerate(document.frames):
-        for item in frame.objects:
-            masks_by_object.setdefault(item.id, []).append((position, _box(item.rle)))
-    lines = ['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>"]
-    lines += _meta(document, manifest)
-    count = 0
-    for label, masks in sorted(masks_by_object.items()):
-        for track in [masks] if tracks is Tracks.object else [[mask] for mask in masks]:
-            number = label if tracks is Tracks.object else count
-            count += 1
-            lines.append(f'  <track id="{number}" label="{LABEL}" source="auto" group_id="{label}">')
-            lines += _masks(track, len(document.frames))
+        for instance in frame.objects:
+            keyframes.setdefault(instance.id, []).append((position, _geometry(instance.rle, shapes)))
+    lines = []
+    track_count = 0
+    for object_id, of_object in sorted(keyframes.items()):
+        for track in [[keyframe] for keyframe in of_object] if tracks is Tracks.mask else [of_object]:
+            track_id = track_count if tracks is Tracks.mask else object_id
+            track_count += 1
+            lines.append(f'  <track id="{track_id}" label="{LABEL}" source="auto" group_id="{object_id}">')
+            lines += _track(track, shapes, len(document.frames))
             lines.append("  </track>")
-    lines.append("</annotations>\n")
-    return "\n".join(lines)
+    return _annotations(document, manifest, shapes, "interpolation", lines)
 
 
-def _masks(masks: list[tuple[int, str]], frames: int) -> list[str]:
-    """The elements of one track: its masks, and an `outside` element wherever the next frame has no mask."""
+def render_images(document: RleDocument, manifest: Manifest, *, shapes: Shapes = Shapes.mask) -> str:
+    """CVAT for images 1.1: the XML of one level.
+
+    `group_id` is the object id. CVAT matches `name` in tasks made of images, `id` (the frame index) in tasks made of a
+    video.
+
+    Source: docs.cvat.ai, "XML annotation format", version 1.1, section on annotation; masks as CVAT writes them.
+    """
+    height, width = document.size
+    lines = []
+    for position, frame in enumerate(document.frames):
+        name = quoteattr(_text(image_name(manifest, frame.index)))
+        lines.append(f'  <image id="{position}" name={name} width="{width}" height="{height}">')
+        lines += [
+            f'    <{shapes} label="{LABEL}" source="auto" occluded="0" {_geometry(instance.rle, shapes)} z_order="0" '
+            f'group_id="{instance.id}"></{shapes}>'
+            for instance in frame.objects
+        ]
+        lines.append("  </image>")
+    return _annotations(document, manifest, shapes, "annotation", lines)
+
+
+def _track(track: list[Keyframe], shapes: Shapes, frame_count: int) -> list[str]:
+    """The elements of one track: every shape, and the end of every run of consecutive frames."""
     elements = []
-    for (frame, box), (following, _) in pairwise([*masks, (frames, "")]):
-        elements.append(_element(frame, box, outside=False))
-        if following > frame + 1:
-            elements.append(_element(frame + 1, box, outside=True))
+    for (frame, geometry), (next_frame, _) in pairwise([*track, (frame_count, "")]):
+        elements.append(_keyframe(frame, geometry, shapes, outside=False))
+        if next_frame > frame + 1:
+            elements.append(_keyframe(frame + 1, geometry, shapes, outside=True))
     return elements
 
 
-def _element(frame: int, box: str, *, outside: bool) -> str:
-    return f'    <mask frame="{frame}" keyframe="1" outside="{outside:d}" occluded="0" {box} z_order="0"></mask>'
+def _keyframe(frame: int, geometry: str, shapes: Shapes, *, outside: bool) -> str:
+    return (
+        f'    <{shapes} frame="{frame}" keyframe="1" outside="{outside:d}" occluded="0" {geometry} z_order="0">'
+        f"</{shapes}>"
+    )
+
+
+def _geometry(mask: RleMask, shapes: Shapes) -> str:
+    if shapes is Shapes.polygon:
+        points = ";".join(f"{x}.00,{y}.00" for x, y in outline(rle.mask(mask)).tolist())
+        return f'points="{points}"'
+    return _box(mask)
 
 
 def _box(mask: RleMask) -> str:
-    """The attributes `rle`, `left`, `top`, `width` and `height` of a mask that is not empty."""
+    """The attributes `rle`, `left`, `top`, `width` and `height` of a mask with at least one pixel."""
     height = mask.size[0]
     lengths = rle.runs(mask.counts)
     edges = lengths.cumsum()
     left, right = int(edges[0]) // height, (int(edges[1::2][-1]) - 1) // height  # first and last column
-    # Only the columns of the bounding box are decoded.
+    # Only the columns of the box are decoded.
     clipped = np.diff(np.clip(edges, left * height, (right + 1) * height), prepend=left * height)
     ones = np.arange(len(clipped)) % 2 == 1
     columns = ones.repeat(clipped).reshape(right - left + 1, height)
@@ -88,15 +135,25 @@ def _box(mask: RleMask) -> str:
     )
 
 
-def _meta(document: RleDocument, manifest: Manifest) -> list[str]:
+def _annotations(document: RleDocument, manifest: Manifest, shapes: Shapes, mode: str, lines: list[str]) -> str:
+    """The XML document around the tracks or images."""
+    head = ['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>"]
+    return "\n".join([*head, *_meta(document, manifest, shapes, mode), *lines, "</annotations>\n"])
+
+
+def _text(text: str) -> str:
+    return NOT_XML.sub("?", text)
+
+
+def _meta(document: RleDocument, manifest: Manifest, shapes: Shapes, mode: str) -> list[str]:
     created = manifest.created_at.isoformat(sep=" ")
     height, width = document.size
     return [
         "  <meta>",
         "    <task>",
-        f"      <name>{escape(NOT_XML.sub('?', manifest.video.name))}</name>",
+        f"      <name>{escape(_text(manifest.video.name))}</name>",
         f"      <size>{len(document.frames)}</size>",
-        "      <mode>interpolation</mode>",
+        f"      <mode>{mode}</mode>",
         "      <overlap>0</overlap>",
         "      <flipped>False</flipped>",
         f"      <created>{created}</created>",
@@ -104,7 +161,7 @@ def _meta(document: RleDocument, manifest: Manifest) -> list[str]:
         "      <labels>",
         "        <label>",
         f"          <name>{LABEL}</name>",
-        "          <type>mask</type>",
+        f"          <type>{shapes}</type>",
         "          <attributes></attributes>",
         "        </label>",
         "      </labels>",
