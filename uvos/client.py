@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx
 import numpy as np
@@ -30,6 +30,10 @@ RETRY_FOR_S = 60.0  # covers a restart of the service
 FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 5.0
 RETRY_STATUSES = {429, 502, 503, 504}
+
+ExportFormat = Literal[
+    "masks_zip", "rle", "overlay", "coco", "youtube_vis", "cvat", "cvat_images", "label_studio", "yolo", "mots"
+]
 
 
 class RequestFailed(Exception):
@@ -276,8 +280,7 @@ class Result:
 
     def rle(self, tau: float | None = None) -> RleDocument:
         """COCO RLE of a level; default: the first level."""
-        link = self._level(tau).rle
-        assert link is not None
+        link = self._link("rle", tau)
         if link not in self._documents:
             self._documents[link] = RleDocument.model_validate_json(self._client._get(link).content)
         return self._documents[link]
@@ -316,42 +319,37 @@ class Result:
 
         Assign it to `dataset` of a `pycocotools.coco.COCO`. Image ids start at 1, as COCO requires.
         """
-        from pycocotools import mask as coco
+        dataset: dict[str, Any] = self._client._get(self._link("coco", tau)).json()
+        return dataset
 
-        document = self.rle(tau)
-        height, width = document.size
-        name = self.job.video.name
-        images = [
-            {"id": frame.index + 1, "file_name": f"{name}/{frame.index:05d}.png", "height": height, "width": width,
-             "time_s": frame.time}
-            for frame in document.frames
-        ]  # fmt: skip
-        annotations: list[dict[str, Any]] = []
-        for frame in document.frames:
-            for item in frame.objects:
-                segmentation = item.rle.model_dump(mode="json")
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": frame.index + 1,
-                        "category_id": 1,
-                        "track_id": item.id,
-                        "segmentation": segmentation,
-                        "area": int(coco.area(segmentation)),
-                        "bbox": [float(side) for side in coco.toBbox(segmentation)],
-                        "iscrowd": 0,
-                    }
-                )
-        return {
-            "info": {"description": f"{name}, tau {self._level(tau).tau:g}"},
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": 1, "name": "object"}],
-        }
+    def export(
+        self, format: ExportFormat, out: "str | os.PathLike[str]", *, tau: float | None = None, **options: str
+    ) -> Path:
+        """Save one format of a level as a file and return its path.
+
+        Args:
+            format: Name of the format's link in the job.
+            out: Path of the file.
+            tau: Level; default: the first.
+            options: Query parameters of the link, as `tracks="polygon"` of "cvat".
+
+        Raises:
+            ValueError: the job has no such level or format.
+        """
+        link = httpx.URL(self._link(format, tau)).copy_merge_params(options)
+        return self._client.download(str(link), Path(out))
 
     def save(self, out: "str | os.PathLike[str]") -> list[Path]:
         """Save all files of the result in a folder and return their paths."""
         return list(self._client.download_all(self.job, Path(out)))
+
+    def _link(self, format: ExportFormat, tau: float | None) -> str:
+        link: str | None = getattr(self._level(tau), format)
+        if link is None:
+            raise ValueError(
+                f"this job has no {format}; request it with the parameter `format` when you submit a video"
+            )
+        return link
 
     def _level(self, tau: float | None) -> LevelLinks:
         levels = self.job.links.levels

@@ -358,10 +358,20 @@ class LevelLinks(Schema):
     """COCO RLE of every object in every frame."""
     overlay: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/overlay.mp4?tau=1"])
     """Video with coloured masks drawn over it, H.264."""
+    coco: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/coco.json?tau=1"])
+    """COCO instances."""
     youtube_vis: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/youtube-vis.json?tau=1"])
     """YouTube-VIS results."""
     cvat: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cvat.xml?tau=1"])
     """CVAT for video 1.1."""
+    cvat_images: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cvat-images.xml?tau=1"])
+    """CVAT for images 1.1."""
+    label_studio: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/labelstudio.json?tau=1"])
+    """Label Studio tasks with brush predictions."""
+    yolo: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/yolo.zip?tau=1"])
+    """YOLO segmentation labels."""
+    mots: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/mots.zip?tau=1"])
+    """MOTS PNGs."""
     rounds: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/rounds.json?tau=1"])
     """Clusters after the first round of Algorithm 1; the manifest lists the merges of the later rounds."""
 

@@ -1,4 +1,4 @@
-"""Results of a job: masks, RLE, overlay, manifest, and the text formats rendered from the RLE."""
+"""Results of a job: masks, RLE, overlay, manifest, and the formats rendered from the RLE."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from service.api.dependencies import PublishedResult
 from service.api.problems import problems
-from service.export import cvat, youtube_vis
+from service.export import coco, cvat, label_studio, mots, yolo, youtube_vis
 from uvos.contract import Manifest, RleDocument, RoundsDocument
 from uvos.errors import InvalidParameters, JobNotFound, ResultNotFound, ResultNotReady
 
@@ -119,26 +119,88 @@ def youtube_vis_json(
     )
 
 
+@router.get("/coco.json", response_class=Response, responses=rendered("application/json", "COCO instances"))
+def coco_json(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+    """COCO instances: one annotation per mask, with the object id as `track_id`."""
+    return _render(
+        result.tag(tau, "coco"),
+        lambda: coco.render(result.rle(tau), result.manifest, result.manifest_level(tau)),
+        "application/json",
+        if_none_match,
+    )
+
+
 @router.get("/cvat.xml", response_class=Response, responses=rendered("application/xml", "CVAT for video 1.1"))
 def cvat_xml(
     result: PublishedResult,
     tau: TauQuery = None,
     tracks: Annotated[
         cvat.Tracks,
-        Query(description="What a track holds: an object, as the format defines, or one mask, as CVAT imports."),
-    ] = cvat.Tracks.object,
+        Query(description="What a track holds: one mask, all masks of an object, or all its outlines as polygons."),
+    ] = cvat.Tracks.mask,
     if_none_match: IfNoneMatchHeader = None,
 ) -> Response:
-    """CVAT for video 1.1: tracks of masks, row-major RLE within the bounding box."""
+    """CVAT for video 1.1: tracks of masks or polygons."""
     return _render(
-        result.tag(tau, f"cvat-{tracks.value}"),
+        result.tag(tau, f"cvat-{tracks}"),
         lambda: cvat.render(result.rle(tau), result.manifest, tracks=tracks),
         "application/xml",
         if_none_match,
     )
 
 
-def _render(tag: str, render: Callable[[], str], media_type: str, if_none_match: str | None) -> Response:
+@router.get("/cvat-images.xml", response_class=Response, responses=rendered("application/xml", "CVAT for images 1.1"))
+def cvat_images_xml(
+    result: PublishedResult,
+    tau: TauQuery = None,
+    shapes: Annotated[cvat.Shapes, Query(description="How a mask is written.")] = cvat.Shapes.mask,
+    if_none_match: IfNoneMatchHeader = None,
+) -> Response:
+    """CVAT for images 1.1: the masks or polygons of each frame."""
+    return _render(
+        result.tag(tau, f"cvat-images-{shapes}"),
+        lambda: cvat.render_images(result.rle(tau), result.manifest, shapes=shapes),
+        "application/xml",
+        if_none_match,
+    )
+
+
+@router.get("/labelstudio.json", response_class=Response, responses=rendered("application/json", "Label Studio tasks"))
+def labelstudio_json(
+    result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None
+) -> Response:
+    """Label Studio tasks: one per frame, with the masks as brush predictions."""
+    return _render(
+        result.tag(tau, "labelstudio"),
+        lambda: label_studio.render(result.rle(tau), result.manifest, result.manifest_level(tau)),
+        "application/json",
+        if_none_match,
+    )
+
+
+@router.get("/yolo.zip", response_class=Response, responses=rendered("application/zip", "YOLO segmentation labels"))
+def yolo_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+    """YOLO segmentation labels: one text file per frame, one polygon per object."""
+    return _render(
+        result.tag(tau, "yolo"),
+        lambda: yolo.render(result.rle(tau), result.manifest),
+        "application/zip",
+        if_none_match,
+    )
+
+
+@router.get("/mots.zip", response_class=Response, responses=rendered("application/zip", "MOTS PNGs"))
+def mots_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+    """MOTS: one 16-bit PNG per frame, 1000 * class + object id."""
+    return _render(
+        result.tag(tau, "mots"),
+        lambda: mots.render(result.rle(tau), result.manifest),
+        "application/zip",
+        if_none_match,
+    )
+
+
+def _render(tag: str, render: Callable[[], str | bytes], media_type: str, if_none_match: str | None) -> Response:
     headers = IMMUTABLE | {"ETag": tag}
     if if_none_match is not None and tag in (etag.strip().removeprefix("W/") for etag in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)

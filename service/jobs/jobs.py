@@ -253,8 +253,13 @@ def links(record: JobRecord, end: JobEnd | None) -> Links:
         level = LevelLinks(
             tau=tau,
             rle=f"{base}/rle.json{query}",
+            coco=f"{base}/coco.json{query}",
             youtube_vis=f"{base}/youtube-vis.json{query}",
             cvat=f"{base}/cvat.xml{query}",
+            cvat_images=f"{base}/cvat-images.xml{query}",
+            label_studio=f"{base}/labelstudio.json{query}",
+            yolo=f"{base}/yolo.zip{query}",
+            mots=f"{base}/mots.zip{query}",
             rounds=f"{base}/rounds.json{query}",
         )
         if Format.png in record.params.format:

@@ -332,7 +332,10 @@ function showDownloads(job) {
   const level = job.links.levels.find((item) => item.tau === (layers[chosen]?.tau ?? item.tau));
   const several = job.links.levels.length > 1;
   $("of-level").textContent = several ? `of τ ${Number(level.tau.toPrecision(6))}` : "";
-  const formats = { masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", youtube_vis: "YouTube-VIS", cvat: "CVAT XML" };
+  const formats = {
+    masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", coco: "COCO", youtube_vis: "YouTube-VIS",
+    cvat: "CVAT video", cvat_images: "CVAT images", label_studio: "Label Studio", yolo: "YOLO", mots: "MOTS",
+  };
   const downloads = Object.entries(formats).filter(([format]) => level[format]).map(([format, label]) => {
     const file = level[format].split("/").pop().replace(/\?.*/, "");
     return [label, level[format], `${job.video.name}${several ? `-tau${level.tau}` : ""}-${file}`];

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import numpy as np
@@ -20,8 +21,8 @@ from service import batch
 from service.settings import Settings
 from tests.service.live import free_port, running_api
 from tests.videos import Shape, make_scene, write_video
-from uvos.client import Client, RequestFailed, Result
-from uvos.contract import JobView, Status
+from uvos.client import Client, ExportFormat, RequestFailed, Result
+from uvos.contract import JobView, LevelLinks, Status
 
 FRAMES = 6
 
@@ -82,6 +83,21 @@ def test_pycocotools_reads_the_coco_data_set(result: Result) -> None:
         expected = masks[annotation["image_id"] - 1] == annotation["track_id"]
         np.testing.assert_array_equal(coco.annToMask(annotation), expected)
         assert annotation["area"] == expected.sum()
+
+
+def test_every_linked_format_can_be_saved(result: Result, tmp_path: Path) -> None:
+    formats = get_args(ExportFormat)
+    files = {"masks_zip", "rle", "overlay"}
+    assert set(formats) - files == set(LevelLinks.model_fields) - files - {"tau", "mask", "rounds"}
+    for format in formats:
+        if format == "overlay":  # not requested
+            with pytest.raises(ValueError, match="this job has no overlay"):
+                result.export(format, tmp_path / format)
+        else:
+            assert result.export(format, tmp_path / format, tau=1.0).stat().st_size > 0
+    polygons = result.export("cvat", tmp_path / "polygons.xml", tau=1.0, tracks="polygon").read_text()
+    assert "<polygon" in polygons
+    assert "<mask" not in polygons
 
 
 def test_rejections_and_failures_raise_their_problem(client: Client, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
+from pycocotools.coco import COCO
 
 from tests.videos import Shape, make_scene, write_video
 from uvos.client import Client
@@ -86,6 +87,49 @@ def test_youtube_vis_results_follow_the_rules_of_the_benchmark(
             np.testing.assert_array_equal(mask, labels == label)
 
 
+def test_pycocotools_reads_the_coco_instances(service_url: str, level: LevelLinks, masks: NDArray[np.uint8]) -> None:
+    dataset = COCO()
+    dataset.dataset = fetch(service_url, level.coco).json()
+    dataset.createIndex()
+    restored = np.zeros_like(masks)
+    for annotation in dataset.loadAnns(dataset.getAnnIds()):
+        restored[annotation["image_id"] - 1][dataset.annToMask(annotation) == 1] = annotation["attributes"]["track_id"]
+    np.testing.assert_array_equal(restored, masks)
+
+
+def test_mots_images_hold_the_object_ids(service_url: str, level: LevelLinks, masks: NDArray[np.uint8]) -> None:
+    response = fetch(service_url, level.mots)
+    assert response.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        for index, labels in enumerate(masks):
+            image = np.asarray(Image.open(archive.open(f"instances/clip/{index:05d}.png")))
+            np.testing.assert_array_equal(image, np.where(labels > 0, 1000 + labels.astype(int), 0))
+
+
+def test_there_is_a_yolo_line_and_a_brush_mask_for_every_object_in_every_frame(
+    service_url: str, level: LevelLinks, masks: NDArray[np.uint8]
+) -> None:
+    counts = [len(np.unique(labels[labels > 0])) for labels in masks]
+    with zipfile.ZipFile(io.BytesIO(fetch(service_url, level.yolo).content)) as archive:
+        labels = [archive.read(f"labels/train/clip/{index:05d}.txt") for index in range(FRAMES)]
+    assert [len(lines.splitlines()) for lines in labels] == counts
+    tasks = fetch(service_url, level.label_studio).json()
+    assert [len(task["predictions"][0]["result"]) for task in tasks] == counts
+
+
+@pytest.mark.parametrize("shapes", ["mask", "polygon"])
+def test_cvat_images_hold_every_object_in_every_frame(
+    service_url: str, level: LevelLinks, masks: NDArray[np.uint8], shapes: str
+) -> None:
+    root = ElementTree.fromstring(fetch(service_url, f"{level.cvat_images}&shapes={shapes}").text)
+    groups = [[int(shape.get("group_id", "")) for shape in image.iter(shapes)] for image in root.iter("image")]
+    assert groups == [np.unique(labels[labels > 0]).tolist() for labels in masks]
+
+
+def test_cvat_tracks_hold_one_mask_by_default(service_url: str, level: LevelLinks) -> None:
+    assert fetch(service_url, level.cvat).content == fetch(service_url, f"{level.cvat}&tracks=mask").content
+
+
 @pytest.mark.parametrize("tracks", ["object", "mask"])
 def test_cvat_masks_are_row_major_within_their_box(
     service_url: str, level: LevelLinks, masks: NDArray[np.uint8], tracks: str
@@ -130,8 +174,8 @@ def test_rounds_merge_into_the_clusters_of_the_level(service_url: str, done: Job
     assert groups == set(range(level_entry["clusters"]))
 
 
-@pytest.mark.parametrize("kind", ["youtube_vis", "cvat"])
-def test_text_formats_support_conditional_requests(
+@pytest.mark.parametrize("kind", ["coco", "youtube_vis", "cvat", "cvat_images", "label_studio", "yolo", "mots"])
+def test_rendered_formats_support_conditional_requests(
     service_url: str, done: JobView, level: LevelLinks, kind: str
 ) -> None:
     first = fetch(service_url, getattr(level, kind))
