@@ -49,7 +49,9 @@ def redis_url(valkey: EmbeddedServer) -> str:
 
 @pytest.fixture
 def settings(redis_url: str, tmp_path: Path) -> Settings:
-    return Settings(redis_url=SecretStr(redis_url), data_dir=tmp_path / "data", allowed_hosts=["testserver"])
+    return Settings(
+        redis_url=SecretStr(redis_url), data_dir=tmp_path / "data", allowed_hosts=["testserver"], model="tiny"
+    )
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def service_url(service_data: Path) -> Iterator[str]:
             [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", str(data)],
             stdout=log,
             stderr=log,
-            env=os.environ | {"UVOS_MAX_FRAMES": "600", "UVOS_MEMORY_BUDGET_BYTES": str(2**30)},
+            env=os.environ | {"UVOS_MODEL": "tiny", "UVOS_MAX_FRAMES": "600", "UVOS_MEMORY_BUDGET_BYTES": str(2**30)},
         )
         url = f"http://127.0.0.1:{port}"
         try:

@@ -21,7 +21,7 @@ def run(
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=os.environ | (environment or {}),
+        env=os.environ | {"UVOS_MODEL": "tiny"} | (environment or {}),
     )
 
 

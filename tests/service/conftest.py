@@ -33,6 +33,7 @@ def guarded(service_url: str, service_data: Path) -> Iterator[Guarded]:
     settings = Settings(
         redis_url=SecretStr(EmbeddedServer(service_data / "queue").url),
         data_dir=service_data,
+        model="tiny",
         api_keys=SecretStr(f"ada:{digest_of(ada)},bob:{digest_of(bob)}"),
     )
     with running_api(settings) as url:

@@ -145,7 +145,12 @@ def main() -> int:
         probe.close()
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data", folder]
-        limits = {"UVOS_MAX_FRAMES": "100", "UVOS_MAX_PIXELS": str(2**20), "UVOS_RESULT_TTL_S": "36000"}
+        limits = {
+            "UVOS_MODEL": "tiny",
+            "UVOS_MAX_FRAMES": "100",
+            "UVOS_MAX_PIXELS": str(2**20),
+            "UVOS_RESULT_TTL_S": "36000",
+        }
         with log.open("wb") as file:
             service = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | limits)
         try:
