@@ -71,6 +71,8 @@ class Affinity(StrEnum):
     """Queries with keys of the last layer, as in the paper."""
     keys = "keys"
     """Keys of the last layer by cosine, after subtracting the mean key of the video; not in the paper."""
+    spectral = "spectral"
+    """Spectral embedding of the affinity of these keys; not in the paper."""
 
 
 class Format(StrEnum):
@@ -120,7 +122,7 @@ class SegmentParams(StrictSchema):
     """Add camera-compensated motion to the tokens, which the paper does not. Default: by model."""
     affinity: Affinity | None = None
     """Inputs of the attention without a trained block. qk: queries and keys, as in the paper; keys: mean-centred keys
-    by cosine similarity, which the paper does not use. Default: by model."""
+    by cosine similarity; spectral: their spectral embedding; the paper uses neither. Default: by model."""
 
     @field_validator("tau", "format")
     @classmethod

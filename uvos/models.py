@@ -110,7 +110,9 @@ PAPER_TAU = {
 }  # sections 4.2 and 4.3 of the paper; also the default of other models
 AFFINITY_TAU = {
     Affinity.qk: PAPER_TAU,
-    Affinity.keys: {Mode.multi: 1.6, Mode.single: 1.6},  # measured with dinov2-vits14, see docs/method.md
+    # Measured with dinov2-vits14, see docs/method.md.
+    Affinity.keys: {Mode.multi: 1.6, Mode.single: 1.6},
+    Affinity.spectral: {Mode.multi: 1.3, Mode.single: 1.3},
 }
 
 

@@ -56,6 +56,31 @@ def adjusted_rand_index(a, b):
     return 1.0 if best == expected else (both - expected) / (best - expected)
 
 
+# --- Affinity
+
+
+def spectral_embedding(keys, landmarks, *, channels, scale):
+    """Expected eigenvectors after one step of the random walk from each token to the landmarks, to unit length.
+
+    The walk steps with probability proportional to exp(scale (cos - 1)) of keys without the landmarks' mean; its
+    eigenvectors v, without the constant one, are scaled so that sum_j d_j v_j**2 = 1, d the sums of these weights.
+    """
+    mean = landmarks.mean(0)
+
+    def weights(tokens):
+        a, b = tokens - mean, landmarks - mean
+        cosine = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+        return np.exp(scale * (cosine - 1))
+
+    degree = weights(landmarks).sum(1)
+    values, vectors = np.linalg.eig(weights(landmarks) / degree[:, None])
+    vectors = vectors.real[:, np.argsort(-values.real)[1 : channels + 1]]
+    vectors = vectors / np.sqrt((degree[:, None] * vectors**2).sum(0))
+    walk = weights(keys)
+    expected = walk / walk.sum(1, keepdims=True) @ vectors
+    return expected / np.linalg.norm(expected, axis=1, keepdims=True)
+
+
 # --- Attention and clustering
 
 

@@ -179,6 +179,7 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         affinity = key_affinity.fit(torch.cat([self._read_keys(index, index + 1)[0] for index in key_frame_indices]))
         keys: list[Tensor] = []
         for start in range(0, total, batch):
+            self._on_progress(total, total)
             stop = min(start + batch, total)
             projections = Projections(*affinity.project(self._read_keys(start, stop)))
             projections = self._join_motion(projections, [values[start:stop] for values in motion])

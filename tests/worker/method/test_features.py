@@ -1,4 +1,4 @@
-"""Features of both affinities equal a direct computation on all frames, also where frames were projected ahead."""
+"""Features of every affinity equal a direct computation on all frames, also where frames were projected ahead."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tests.videos import Shape, make_scene
 from tests.worker.jobs.stub import ColorBackbone, stub_model
 from uvos.contract import Affinity, JobParams, Motion
+from worker.method.affinity import SpectralEmbedding
 from worker.method.features import FeatureProjector, Features
 from worker.method.motion import join_motion, motion_energy, movers
 from worker.stopwatch import Stopwatch
@@ -60,6 +61,8 @@ def test_features_equal_the_direct_computation(tmp_path: Path, affinity: Affinit
         rows = keys.flatten(2)
         unit = F.normalize(rows - rows[KEY_FRAMES].reshape(-1, rows.shape[-1]).mean(0), dim=-1)
         queries, keys = 10 * rows.shape[-1] ** 0.5 * unit[:, :, None], unit[:, :, None]
+    elif affinity is Affinity.spectral:
+        queries, keys = SpectralEmbedding.fit(keys[KEY_FRAMES].flatten(0, 1)).project(keys)
     if motion is Motion.on:
         energy = motion_energy(FRAMES, backbone.grid(SIZE))
         both = (torch.from_numpy(values).flatten(1) for values in (energy, movers(energy)))
