@@ -1,4 +1,4 @@
-"""Run a segmenter over a data set and score it, sequence by sequence, so that it can go on where it was cut off."""
+"""Segment and score a data set sequence by sequence; an interrupted evaluation resumes."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,39 +20,38 @@ from worker.evaluation.datasets.sequence import LabelledSequence
 from worker.evaluation.frames import frames_of
 from worker.evaluation.measures import Measure, Measured, Segmentation
 
-CODE = Path(__file__).parent.parent  # results of other code are not taken up again
+CODE = Path(__file__).parent.parent  # results of other code are not reused
 
-
-Tell = Callable[[str, int, int | None], None]
-"""Told the stage, its frames done and all frames."""
+OnStage = Callable[[str, int, int | None], None]
+"""Called with the stage, its frames done and all frames."""
 
 
 class Segmenter(Protocol):
-    """Segments the frames of a sequence, a `Segmentation` for each τ asked for, of the annotated frames."""
+    """Segments the frames of a sequence; returns a `Segmentation` of the annotated frames for each tau."""
 
-    def __call__(self, source: Path, annotated: Sequence[int], tell: Tell) -> list[Segmentation]: ...
+    def __call__(self, source: Path, annotated: Sequence[int], on_stage: OnStage) -> list[Segmentation]: ...
 
 
 class Progress(Protocol):
-    """Told of every sequence and of the stages inside."""
+    """Receives the progress of an evaluation."""
 
     def sequence(self, name: str, done: int, of: int) -> None:
         """A sequence begins."""
 
     def stage(self, name: str, done: int, of: int | None) -> None:
-        """Within it, frames done of all."""
+        """Frames done within a stage of the sequence."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated: all that results depend on but the sequences.
+    """Everything the results depend on except the sequences.
 
     Attributes:
         dataset: The data set.
         split: Its split.
         taus: Merge thresholds, a level each.
         limit_frames: Only the first frames of each sequence.
-        model: What the model is: name, version, weights, sha256, device, dtype.
+        model: Identity of the model: name, version, weights, sha256, device, dtype.
         params: The parameters as the pipeline takes them.
     """
 
@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def key(self) -> str:
-        """A name for it and the code that runs it: the same key means the same results."""
+        """A digest of the evaluation and of the code: the same key means the same results."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode())
         for file in sorted([*CODE.rglob("*.py")]):
             digest.update(file.read_bytes())
@@ -82,20 +82,20 @@ def evaluate(
     """Segment and score all sequences.
 
     Args:
-        evaluation: What is evaluated.
+        evaluation: Data set, model and parameters.
         sequences: Of the data set.
-        segmenter: Gives a segmentation for each of `evaluation.taus`.
-        work: A folder for the results of single sequences, taken up again when the same is evaluated once more;
-            removed at the end. None: nothing is kept.
-        progress: Told how far it is.
+        segmenter: Returns a segmentation for each of `evaluation.taus`.
+        work: A folder for the results of single sequences, from which an interrupted evaluation resumes; removed at
+            the end. None: results are not stored.
+        progress: Receives the progress.
 
     Returns:
-        What was evaluated, and of the first τ `mean` {measure: value}, `per_sequence` {sequence: {measure: value}},
-        `per_frame` {sequence: {frame: {measure: value}}}; with several, `levels` {τ: the same}. None where a measure
-        is not defined.
+        The evaluation, and for the first tau `mean` {measure: value}, `per_sequence` {sequence: {measure: value}},
+        `per_frame` {sequence: {frame: {measure: value}}}; with several, `levels` {tau: the same}. None where a
+        measure is undefined.
 
     Raises:
-        UvosError: a sequence cannot be read or segmented; names it. What is done stays in `work`.
+        UvosError: A sequence cannot be read or segmented; names it. Finished sequences stay in `work`.
     """
     folder = None if work is None else work / evaluation.key
     if folder is not None:
@@ -103,14 +103,14 @@ def evaluate(
     found: dict[str, list[Measured]] = {}
     for done, sequence in enumerate(sequences):
         progress.sequence(sequence.name, done, len(sequences))
-        part = None if folder is None else folder / f"{sequence.name}.json"
-        measured = _read(part)
+        file = None if folder is None else folder / f"{sequence.name}.json"
+        measured = _read(file)
         if measured is None:
             try:
                 measured = _measure(evaluation, sequence, segmenter, progress.stage)
             except UvosError as error:
                 raise type(error)(f"{sequence.name}: {error.detail}", limit=error.limit, actual=error.actual) from error
-            _write(part, measured)
+            _write(file, measured)
         found[sequence.name] = measured
     levels = {
         level_name(tau): _level({name: measured[index] for name, measured in found.items()}, sequences, evaluation)
@@ -126,15 +126,21 @@ def _measure(
     evaluation: Evaluation,
     sequence: LabelledSequence,
     segmenter: Segmenter,
-    tell: Tell,
+    on_stage: OnStage,
 ) -> list[Measured]:
     limited = sequence if evaluation.limit_frames is None else sequence.limited(evaluation.limit_frames)
     truth = limited.truth()
     with frames_of(sequence, evaluation.limit_frames) as source:
-        segmentations = segmenter(source, limited.annotated, tell)
-    tell("score", 0, None)
+        segmentations = segmenter(source, limited.annotated, on_stage)
+    total = len(segmentations) * len(truth)
+    on_stage("score", 0, total)
     if DATASETS[evaluation.dataset].one_object:
-        return [measures.measure_one_object(found, truth) for found in segmentations]
+        return [
+            measures.measure_one_object(
+                found, truth, on_frame=partial(_report_scored, on_stage, level * len(truth), total)
+            )
+            for level, found in enumerate(segmentations)
+        ]
     return [
         measures.measure_several_objects(
             found,
@@ -144,6 +150,10 @@ def _measure(
         )
         for found in segmentations
     ]
+
+
+def _report_scored(on_stage: OnStage, before: int, total: int, frames_done: int) -> None:
+    on_stage("score", before + frames_done, total)
 
 
 def _level(found: dict[str, Measured], sequences: Sequence[LabelledSequence], evaluation: Evaluation) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def _limited(sequence: LabelledSequence, evaluation: Evaluation) -> LabelledSequ
 
 
 def _mean(measure: Measure, found: dict[str, Measured]) -> float:
-    """Over all objects where the benchmark does so (J and F of DAVIS-17), else over sequences."""
+    """The mean over all objects for J and F of DAVIS-17, as its benchmark, else over sequences."""
     values = [
         value
         for measured in found.values()
@@ -187,15 +197,15 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _write(part: Path | None, measured: list[Measured]) -> None:
-    if part is not None:
-        whole = part.with_suffix(".new")
-        whole.write_text(json.dumps([asdict(level) for level in measured]))
-        whole.rename(part)  # never half a file, whenever it is cut off
+def _write(file: Path | None, measured: list[Measured]) -> None:
+    if file is not None:
+        part = file.with_suffix(".new")
+        part.write_text(json.dumps([asdict(level) for level in measured]))
+        part.rename(file)  # an interruption never leaves an incomplete file
 
 
-def _read(part: Path | None) -> list[Measured] | None:
-    if part is None or not part.is_file():
+def _read(file: Path | None) -> list[Measured] | None:
+    if file is None or not file.is_file():
         return None
     return [
         Measured(
@@ -203,5 +213,5 @@ def _read(part: Path | None) -> list[Measured] | None:
             per_frame={Measure(name): values for name, values in level["per_frame"].items()},
             per_object={Measure(name): values for name, values in level["per_object"].items()},
         )
-        for level in json.loads(part.read_text())
+        for level in json.loads(file.read_text())
     ]

@@ -1,35 +1,38 @@
-"""What a data set's published figures measure, computed from one segmentation of a sequence.
+"""The measures of published evaluations, computed from one segmentation of a sequence.
 
-Clusters, not objects, are what is matched to the ground truth: the paper tells no background apart. Beside them stand
-the answers that need no ground truth: the main object, and all that is not background.
+Clusters, not objects, are matched to the ground truth, since the paper does not separate background. Further measures
+need no ground truth to choose: the main object, and all clusters that are not background.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.evaluation import metrics
+from worker.evaluation.labels import VOID
 from worker.evaluation.protocols import Metric, Protocol
-from worker.evaluation.score import SequenceScores, score_sequence
+from worker.evaluation.score import score_sequence
 
 
 class Measure(StrEnum):
     """A column of an evaluation."""
 
     best_cluster_j = "best-cluster J"
-    """J of the one cluster of the sequence that fits best, chosen by the ground truth."""
+    """J of the best single cluster of the sequence, chosen with the ground truth."""
     best_union_j = "best-union J"
-    """J of all clusters together that lie mostly inside the object, by the ground truth."""
+    """J of the union of all clusters that lie mostly inside the object, chosen with the ground truth."""
     j_per_frame = "J per-frame"
-    """J of the cluster that fits best in each frame, as published figures for one object."""
+    """J of the best cluster of each frame, as in published results for one object."""
     single_j = "single J"
     """J of the main object, chosen without ground truth."""
     single_f = "single F"
     foreground_j = "foreground J"
-    """J of all that is not background, told apart without ground truth."""
+    """J of all clusters that are not background, chosen without ground truth."""
     single_j_inner = "single J, inner frames"
     """Without the first and the last annotated frame, as the benchmark of DAVIS-16."""
     j_and_f = "J&F"
@@ -43,7 +46,7 @@ class Measure(StrEnum):
     miou = "mIoU"
     miou_per_frame = "mIoU per-frame"
     clusters = "clusters"
-    """How many there are: no score."""
+    """Number of clusters; not a score."""
 
 
 ONE_OBJECT = (
@@ -56,13 +59,13 @@ SEVERAL_OBJECTS = (Measure.fg_ari, Measure.fg_ari_per_frame, Measure.miou, Measu
 
 @dataclass(frozen=True)
 class Segmentation:
-    """One level of a sequence: its clusters in the pixels of annotated frames, and what they are taken for.
+    """One level of a sequence: the clusters in the pixels of annotated frames, and their roles.
 
     Attributes:
         labels: The cluster of each pixel, ids from 1, uint16, shape (A, H, W).
-        main: Ids of the clusters that make the main object.
+        main: Ids of the clusters of the main object.
         objects: Ids of the clusters that are not background.
-        clusters: How many there are.
+        clusters: Number of clusters.
     """
 
     labels: NDArray[np.uint16]
@@ -73,12 +76,12 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one sequence measured: every value a mean over its own list, so that a data set can pool them.
+    """The measures of one sequence.
 
     Attributes:
         total: The value of the sequence.
-        per_frame: A value for each annotated frame, NaN where there is none; not for measures of whole videos.
-        per_object: A value for each object, for measures whose mean is over the objects of all sequences.
+        per_frame: A value per annotated frame, NaN where undefined; absent for measures of whole videos.
+        per_object: A value per object, for measures whose mean is over the objects of all sequences.
     """
 
     total: dict[Measure, float]
@@ -86,33 +89,66 @@ class Measured:
     per_object: dict[Measure, list[float]]
 
 
-def measure_one_object(found: Segmentation, truth: metrics.Labels) -> Measured:
-    """The measures of a data set with one object a sequence.
+@dataclass(frozen=True)
+class _ClusterOverlaps:
+    """Pixels of every cluster in every frame, without void pixels.
+
+    Attributes:
+        shared: Pixels that each cluster shares with the object, shape (A, C).
+        area: Pixels of each cluster, shape (A, C).
+        object_area: Pixels of the object, shape (A,).
+    """
+
+    shared: NDArray[np.int64]
+    area: NDArray[np.int64]
+    object_area: NDArray[np.int64]
+
+    @classmethod
+    def count(cls, labels: NDArray[np.uint16], truth: metrics.Labels) -> Self:
+        """One pass over the pixels; clusters are all ids up to the highest, background 0 included."""
+        clusters = max(int(labels.max(initial=0)), 1) + 1
+        table = np.empty((len(labels), clusters, 3), dtype=np.int64)  # outside, inside, void
+        for frame, (label_map, true) in enumerate(zip(labels, truth, strict=True)):
+            place = np.where(true == VOID, 2, true > 0).astype(np.int32)
+            codes = label_map.astype(np.int32) * 3 + place
+            table[frame] = np.bincount(codes.ravel(), minlength=3 * clusters).reshape(clusters, 3)
+        return cls(table[..., 1], table[..., 0] + table[..., 1], table[..., 1].sum(1))
+
+    def j(self, ids: NDArray[np.int64]) -> metrics.Floats:
+        """Jaccard index of the union of some clusters in each frame, shape (A,); 1 where both are empty."""
+        ids = ids[ids < self.area.shape[1]]  # the others have no pixels
+        return self._jaccard(self.shared[:, ids].sum(1), self.area[:, ids].sum(1), self.object_area)
+
+    def j_of_each(self) -> metrics.Floats:
+        """Jaccard index of every cluster but 0 in each frame, shape (A, C - 1)."""
+        return self._jaccard(self.shared[:, 1:], self.area[:, 1:], self.object_area[:, None])
+
+    @staticmethod
+    def _jaccard(shared: NDArray[np.int64], area: NDArray[np.int64], object_area: NDArray[np.int64]) -> metrics.Floats:
+        union = area + object_area - shared
+        return np.where(union == 0, 1.0, shared / np.maximum(union, 1))
+
+
+def measure_one_object(
+    found: Segmentation, truth: metrics.Labels, *, on_frame: Callable[[int], None] = lambda _frames_done: None
+) -> Measured:
+    """The measures of a data set with one object per sequence.
 
     Args:
         found: The segmentation.
-        truth: 0 background, 1 the object, shape (A, H, W).
+        truth: 0 background, 1 the object, `labels.VOID`, shape (A, H, W).
+        on_frame: Called with the number of frames whose boundaries are measured.
     """
-    proposals, one = metrics.at_least(metrics.object_ids(found.labels), 1), np.array([1])
-    frames = list(zip(found.labels, truth, strict=True))
-    j = np.array([metrics.intersection_over_union(p, g, proposals, one)[:, 0] for p, g in frames])  # (A, P)
-    shared, of_proposal, _ = metrics.overlaps(found.labels, truth, proposals, one)
-    inside = proposals[2 * shared[:, 0] > of_proposal]
-
-    def mask(ids: "NDArray[np.int64] | frozenset[int]") -> NDArray[np.uint8]:
-        return np.isin(found.labels, sorted(ids)).astype(np.uint8)
-
-    def scored(ids: "NDArray[np.int64] | frozenset[int]", *wanted: Metric) -> SequenceScores:
-        return score_sequence(mask(ids), truth, wanted=wanted, protocol=Protocol.foreground)
-
-    single = scored(found.main, Metric.j, Metric.f)
+    overlaps = _ClusterOverlaps.count(found.labels, truth)
+    j = overlaps.j_of_each()
+    inside = np.flatnonzero(2 * overlaps.shared.sum(0) > overlaps.area.sum(0))
     per_frame = {
         Measure.best_cluster_j: j[:, j.mean(0).argmax()],
-        Measure.best_union_j: scored(inside, Metric.j).per_frame[Metric.j],
+        Measure.best_union_j: overlaps.j(inside[inside > 0]),
         Measure.j_per_frame: j.max(1),
-        Measure.single_j: single.per_frame[Metric.j],
-        Measure.single_f: single.per_frame[Metric.f],
-        Measure.foreground_j: scored(found.objects, Metric.j).per_frame[Metric.j],
+        Measure.single_j: overlaps.j(_ids(found.main)),
+        Measure.single_f: _boundary_f(found, truth, on_frame),
+        Measure.foreground_j: overlaps.j(_ids(found.objects)),
     }
     total = {measure: float(values.mean()) for measure, values in per_frame.items()}
     inner = per_frame[Measure.single_j][1:-1]
@@ -121,17 +157,33 @@ def measure_one_object(found: Segmentation, truth: metrics.Labels) -> Measured:
     return Measured(total, {measure: values.tolist() for measure, values in per_frame.items()}, {})
 
 
+def _ids(clusters: frozenset[int]) -> NDArray[np.int64]:
+    return np.array(sorted(clusters), dtype=np.int64)
+
+
+def _boundary_f(found: Segmentation, truth: metrics.Labels, on_frame: Callable[[int], None]) -> metrics.Floats:
+    """Boundary measure of the main object in each frame, shape (A,)."""
+    the_object = np.array([1])
+    is_main = np.isin(np.arange(int(found.labels.max(initial=0)) + 1), _ids(found.main))
+    values = np.empty(len(truth))
+    for frame, (label_map, true) in enumerate(zip(found.labels, truth, strict=True)):
+        mask = is_main[label_map].astype(np.uint8)
+        values[frame] = metrics.boundary_f(mask, true, the_object, the_object)[0, 0]
+        on_frame(frame + 1)
+    return values
+
+
 def measure_several_objects(
     found: Segmentation, truth: metrics.Labels, *, boundaries: bool, last_frame_is_copied: bool
 ) -> Measured:
-    """The measures of a data set with several objects a sequence.
+    """The measures of a data set with several objects per sequence.
 
     Args:
         found: The segmentation.
         truth: Ids and `labels.VOID`, shape (A, H, W).
-        boundaries: Whether J and F are wanted too, which cost most of the time.
-        last_frame_is_copied: For the figures as published, take for the last frame the masks of the one before: the
-            published evaluation never segments it.
+        boundaries: Whether to compute J and F, which take most of the time.
+        last_frame_is_copied: In the published protocol, score the masks of the second last frame in the last one,
+            which the published evaluation does not segment.
     """
     j_and_f = [Metric.j, Metric.f, Metric.j_and_f]
     wanted = [*(j_and_f if boundaries else []), Metric.fg_ari, Metric.miou]
@@ -153,7 +205,7 @@ def measure_several_objects(
             Measure.f: (official, Metric.f),
             Measure.j_and_f_per_frame: (published, Metric.j_and_f),
         }
-    whole = {Measure.fg_ari, Measure.miou}  # of the video: their values in each frame belong to the others
+    whole = {Measure.fg_ari, Measure.miou}  # of the video; the per-frame measures have names of their own
     pooled = set(WITH_BOUNDARIES)
     return Measured(
         {measure: scores.total[metric] for measure, (scores, metric) in sources.items()}

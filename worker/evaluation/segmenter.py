@@ -1,4 +1,4 @@
-"""A sequence's frames -> its clusters in pixels: the pipeline as the service runs it, and what decides on objects."""
+"""Segment a sequence with the pipeline of the service, and apply its rules for objects afterwards."""
 
 import tempfile
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uvos.contract import Background, Format, JobParams, Mode, level_name
-from worker.evaluation.evaluate import Tell
+from worker.evaluation.evaluate import OnStage
 from worker.evaluation.labels import read_all
 from worker.evaluation.measures import Segmentation
 from worker.method.masks import decide_objects
@@ -16,14 +16,14 @@ from worker.models.loading import LoadedModel
 from worker.pipeline import segment
 from worker.run import Budget, Extras, SegmentationRun
 
-NO_CAP = 10**9  # key tokens: a key ratio is evaluated as it is, or fails for want of memory
+NO_CAP = 10**9  # key tokens: an evaluation uses the key ratio as given, or fails where memory does not suffice
 
 
 class PipelineSegmenter:
     """The service's own pipeline with one model and one set of parameters.
 
-    It runs once for all that is measured: clusters are kept apart (`background=keep`), and the main object and the
-    background are decided afterwards by the same function on the same tokens that the service decides on.
+    It runs once for all measures: clusters stay separate (`background=keep`), and the main object and the background
+    are determined afterwards by the function and on the tokens that the service uses.
     """
 
     def __init__(self, model: LoadedModel, params: JobParams, budget: Budget) -> None:
@@ -32,7 +32,7 @@ class PipelineSegmenter:
         self.params = params.model_copy(update=kept)
         self.budget = budget
 
-    def __call__(self, source: Path, annotated: Sequence[int], tell: Tell) -> list[Segmentation]:
+    def __call__(self, source: Path, annotated: Sequence[int], on_stage: OnStage) -> list[Segmentation]:
         with tempfile.TemporaryDirectory(prefix="uvos-evaluate-") as folder:
             out = Path(folder)
             segment(
@@ -43,7 +43,7 @@ class PipelineSegmenter:
                     out=out,
                     budget=self.budget,
                     extras=Extras(tokens=True),
-                    on_progress=lambda stage, done, total: tell(stage.value, done, total),
+                    on_progress=lambda stage, done, total: on_stage(stage.value, done, total),
                 )
             )
             with np.load(out / "tokens.npz") as tokens:
@@ -71,7 +71,7 @@ def _segmentation(
 
 
 def drawn_ids(labels: NDArray[np.uint16], assignment: NDArray[np.int32], clusters: int) -> NDArray[np.int64]:
-    """The id under which each cluster was drawn: what most of its patches have at their centres.
+    """The drawn id of each cluster: the most frequent id at the centres of its patches.
 
     Args:
         labels: Label maps without background, shape (A, H, W).

@@ -245,3 +245,18 @@ def test_the_development_sequences_are_read():
     assert set(np.unique(truth)) == {0, 1}
     (girls,) = open_dataset(DatasetName.clips, DATA / "davis17-multi")
     assert len(girls.annotated) == 80
+
+
+def test_named_sequences_need_no_other_sequence_of_the_split(tmp_path):
+    """Neither the other folders nor the list of the split exist."""
+    for t in range(2):
+        for place, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+            file = tmp_path / place / "480p" / "camel" / f"{t:05d}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(file)
+    (camel,) = open_dataset(DatasetName.davis16, tmp_path, sequences=["camel"])
+    assert (camel.name, len(camel.annotated)) == ("camel", 2)
+    with pytest.raises(InvalidParameters, match="there is no folder"):
+        open_dataset(DatasetName.davis16, tmp_path)
+    with pytest.raises(InvalidParameters, match="no sequence dog"):
+        open_dataset(DatasetName.davis16, tmp_path, sequences=["camel", "dog"])

@@ -10,6 +10,7 @@ from worker.evaluation.measures import (
     measure_one_object,
     measure_several_objects,
 )
+from worker.evaluation.metrics import boundary_f, intersection_over_union
 
 
 def quarters(frames=4):
@@ -97,3 +98,36 @@ def test_one_cluster_and_no_cluster_score_low():
     one = measure_one_object(found(np.ones_like(quarters())), (truth == 1).astype(np.int32)).total
     assert one[Measure.best_cluster_j] == 0.25
     assert one[Measure.best_union_j] == 0
+
+
+def test_measures_equal_those_of_the_metrics_on_masks():
+    """The slow twin builds the mask of every set of clusters, void pixels among them."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, (5, 20, 40)).astype(np.uint16)
+    truth = rng.integers(-1, 2, (5, 20, 40)).astype(np.int32)
+    truth[4] = 0
+    segmentation = found(labels, main=frozenset({2, 5}), objects=frozenset({1, 2, 4}))
+    done = []
+    measured = measure_one_object(segmentation, truth, on_frame=done.append)
+    the_object = np.array([1])
+
+    def j(ids, t):
+        return intersection_over_union(np.isin(labels[t], ids).astype(np.uint8), truth[t], the_object, the_object)[0, 0]
+
+    each = np.array([[j([cluster], t) for cluster in range(1, 6)] for t in range(5)])
+    judged = truth != -1
+    inside = [c for c in range(1, 6) if 2 * (truth[(labels == c) & judged] == 1).sum() > ((labels == c) & judged).sum()]
+    expected = {
+        Measure.best_cluster_j: each[:, each.mean(0).argmax()],
+        Measure.best_union_j: [j(inside, t) for t in range(5)],
+        Measure.j_per_frame: each.max(1),
+        Measure.single_j: [j([2, 5], t) for t in range(5)],
+        Measure.foreground_j: [j([1, 2, 4], t) for t in range(5)],
+        Measure.single_f: [
+            boundary_f(np.isin(labels[t], [2, 5]).astype(np.uint8), truth[t], the_object, the_object)[0, 0]
+            for t in range(5)
+        ],
+    }
+    for measure, values in expected.items():
+        np.testing.assert_allclose(measured.per_frame[measure], values, err_msg=measure)
+    assert done == [1, 2, 3, 4, 5]

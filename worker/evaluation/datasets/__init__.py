@@ -1,4 +1,4 @@
-"""The data sets of published evaluations, by name: each reads its own layout, all give `LabelledSequence`s."""
+"""The data sets of published evaluations by name; the reader of each returns `LabelledSequence`s."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,24 +27,28 @@ class DatasetName(StrEnum):
 
 @dataclass(frozen=True)
 class Dataset:
-    """How a data set is read.
+    """A data set and its reader.
 
     Attributes:
         title: Its name as published.
         split: The split that published figures are on.
         one_object: All objects of a sequence count as one.
-        read: Gives the sequences of a split of the data set that lies in a folder.
+        read: Reads the sequences of a split from a folder.
+        read_by_name: Reads sequences by their names, of any split; None where `read` finds all of them anyway.
     """
 
     title: str
     split: str
     one_object: bool
     read: Callable[[Path, str], list[LabelledSequence]]
+    read_by_name: Callable[[Path, str, Sequence[str]], list[LabelledSequence]] | None = None
 
 
 DATASETS = {
-    DatasetName.davis16: Dataset("DAVIS-16", "val", one_object=True, read=read_davis16),
-    DatasetName.davis17: Dataset("DAVIS-17 unsupervised", "val", one_object=False, read=read_davis17),
+    DatasetName.davis16: Dataset("DAVIS-16", "val", one_object=True, read=read_davis16, read_by_name=read_davis16),
+    DatasetName.davis17: Dataset(
+        "DAVIS-17 unsupervised", "val", one_object=False, read=read_davis17, read_by_name=read_davis17
+    ),
     DatasetName.segtrack: Dataset("SegTrack-v2", "all", one_object=True, read=read_segtrack),
     DatasetName.fbms: Dataset("FBMS-59", "test", one_object=True, read=read_fbms),
     DatasetName.youtube_vis: Dataset("YouTube-VIS 2019", "300", one_object=False, read=read_youtube_vis),
@@ -59,20 +63,23 @@ def open_dataset(
     """The sequences of a data set.
 
     Args:
-        name: Which data set lies there.
+        name: The data set.
         root: Its folder.
-        split: By default the one that published figures are on.
-        sequences: Names to keep, in the order of the data set; or the path of one file that lists them. Names
-            are looked up in all of the data set where it has more than the split.
+        split: Default: the split of published results.
+        sequences: Names of sequences, or the path of one file that lists them. Only their folders are needed; other
+            sequences of the split may be missing.
 
     Raises:
-        InvalidParameters: something is missing, or a name is not there; the sentence says what.
+        InvalidParameters: A folder, a file or a named sequence is missing.
     """
     dataset = DATASETS[name]
     wanted = _listed(sequences)
     if wanted and split is None and name is DatasetName.youtube_vis:
-        split = "train"  # a list of one's own takes the place of the seeded choice
-    found = dataset.read(root, dataset.split if split is None else split)
+        split = "train"  # a given list replaces the seeded choice
+    split = dataset.split if split is None else split
+    if wanted and dataset.read_by_name is not None:
+        return dataset.read_by_name(root, split, wanted)
+    found = dataset.read(root, split)
     unknown = sorted(set(wanted) - {sequence.name for sequence in found})
     if unknown:
         raise InvalidParameters(f"{dataset.title} has no sequence {', '.join(unknown)} in {root}")

@@ -4,7 +4,7 @@ DAVIS-16 (Perazzi et al., CVPR 2016) has one object a sequence; DAVIS-17 (Pont-T
 annotated for the unsupervised task (Caelles et al., arXiv:1905.00737), several, and 255 for void.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,27 +30,38 @@ DAVIS16_VAL = (
 )
 
 
-def read_davis16(root: Path, split: str) -> list[LabelledSequence]:
-    """The sequences of a split: `val` (20), or whatever ImageSets has a list of.
+def read_davis16(root: Path, split: str, wanted: Sequence[str] = ()) -> list[LabelledSequence]:
+    """The sequences of a split: `val` (20), or any split that ImageSets lists; or the wanted ones of any split.
 
     Raises:
-        InvalidParameters: folders or lists are missing.
+        InvalidParameters: Folders or lists are missing.
     """
     annotations = folder(root / "Annotations" / "480p", holds="DAVIS-16: Annotations/480p/<sequence>/00000.png")
-    return _sequences(root, annotations, _names(root, split, "2016", DAVIS16_VAL), _foreground)
+    return _sequences(
+        root, annotations, _present(root, wanted) or _names(root, split, "2016", DAVIS16_VAL), _foreground
+    )
 
 
-def read_davis17(root: Path, split: str) -> list[LabelledSequence]:
-    """The sequences of a split, `val` (30) or `train` (60), with the annotations of the unsupervised task.
+def read_davis17(root: Path, split: str, wanted: Sequence[str] = ()) -> list[LabelledSequence]:
+    """The sequences of a split, `val` (30) or `train` (60), or the wanted ones of any split.
+
+    Annotations are those of the unsupervised task.
 
     Raises:
-        InvalidParameters: folders or lists are missing.
+        InvalidParameters: Folders or lists are missing.
     """
     annotations = folder(
         root / "Annotations_unsupervised" / "480p",
         holds="DAVIS-17 as packed for the unsupervised task (DAVIS-2017-Unsupervised-trainval-480p)",
     )
-    return _sequences(root, annotations, _names(root, split, "2017", ()), _objects)
+    return _sequences(root, annotations, _present(root, wanted) or _names(root, split, "2017", ()), _objects)
+
+
+def _present(root: Path, wanted: Sequence[str]) -> Sequence[str]:
+    missing = [name for name in wanted if not (root / "JPEGImages" / "480p" / name).is_dir()]
+    if missing:
+        raise InvalidParameters(f"DAVIS has no sequence {', '.join(missing)} in {root}")
+    return wanted
 
 
 def _names(root: Path, split: str, year: str, known: tuple[str, ...]) -> list[str]:
@@ -64,11 +75,11 @@ def _names(root: Path, split: str, year: str, known: tuple[str, ...]) -> list[st
 
 
 def _sequences(
-    root: Path, annotations: Path, names: list[str], read: Callable[[dict[int, Path], int], Truth]
+    root: Path, annotations: Path, names: Sequence[str], read: Callable[[dict[int, Path], int], Truth]
 ) -> list[LabelledSequence]:
     sequences = []
     for name in names:
-        frames = pictures(folder(root / "JPEGImages" / "480p" / name, holds="the frames of a sequence in the split"))
+        frames = pictures(folder(root / "JPEGImages" / "480p" / name, holds="the frames of the sequence"))
         files = matched(frames, folder(annotations / name, holds="its ground truth").glob("*.png"), stem)
         sequences.append(LabelledSequence(name, frames, tuple(sorted(files)), partial(read, files)))
     return sequences
