@@ -20,7 +20,7 @@ from service.http.api_keys import add_key
 from service.jobs.embedded import EmbeddedServer
 from service.jobs.webhooks import secret_of
 from service.settings import Settings
-from service.supervisor import CANNOT_START, AttachedProcess, Supervisor, exit_with_parent, listen
+from service.supervisor import CANNOT_START, AttachedProcess, CannotStart, Supervisor, exit_with_parent, listen
 from uvos.client import Client, RequestFailed
 from uvos.contract import Status
 from uvos.errors import UvosError
@@ -73,7 +73,12 @@ def up(
         console.print(f"  uvos segment examples/sample.mp4 --url {url} --out masks/", highlight=False)
         console.print(f"  curl -F video=@examples/sample.mp4 {url}/segment", highlight=False)
         console.print(f"  open {url}/docs\n", highlight=False)
-        supervisor.run()
+        try:
+            supervisor.run()
+        except CannotStart as error:
+            if error.is_reported:
+                raise typer.Exit(1) from None
+            raise
 
 
 @app.command()

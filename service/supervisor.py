@@ -29,6 +29,11 @@ BACKLOG = 2048  # connections that wait while the API restarts
 class CannotStart(RuntimeError):
     """A process cannot be started, so the service ends."""
 
+    def __init__(self, message: str, *, is_reported: bool) -> None:
+        super().__init__(message)
+        self.is_reported = is_reported
+        """Whether the process itself has printed why it cannot start."""
+
 
 class Service(Protocol):
     """A process that can be supervised."""
@@ -179,7 +184,7 @@ class _Supervised:
         try:
             self.service.start()
         except RuntimeError as error:
-            self._after_failed_start(str(error))
+            self._after_failed_start(str(error), is_reported=False)
 
     def keep_running(self) -> None:
         """Restart the process if it has died and the delay is over."""
@@ -195,14 +200,14 @@ class _Supervised:
                 self._failures = self._failed_starts = 0
             return
         if status == CANNOT_START or (self._starts == 1 and status > 0 and not has_started):
-            self._after_failed_start(f"exit status {status}")
+            self._after_failed_start(f"exit status {status}", is_reported=True)
         else:
             self._schedule_restart(f"exited with status {status}")
 
-    def _after_failed_start(self, reason: str) -> None:
+    def _after_failed_start(self, reason: str, *, is_reported: bool) -> None:
         self._failed_starts += 1
         if self._starts == 1 or self._failed_starts >= self._backoff.max_failed_starts:
-            raise CannotStart(f"the {self.service.name} cannot start, so the service ends: {reason}")
+            raise CannotStart(f"the {self.service.name} cannot start: {reason}", is_reported=is_reported)
         self._schedule_restart(f"could not start ({reason})")
 
     def _schedule_restart(self, reason: str) -> None:

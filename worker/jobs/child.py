@@ -15,6 +15,7 @@ from service.settings import Settings
 from worker.jobs.messages import FROM_CHILD, Cancel, FromChild, Ready, Run, StartFailed, ToChild, encode
 
 SETTINGS_VARIABLE = "UVOS_CHILD_SETTINGS"
+EXIT_TIMEOUT_S = 1.0  # between the end of the output and the exit
 
 
 class Child:
@@ -83,6 +84,8 @@ class Child:
                     return None
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # for its exit code
+                    self._process.wait(EXIT_TIMEOUT_S)
                 raise EOFError("the child process has died")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")

@@ -131,14 +131,16 @@ class SegmentWorker(Worker):
 
     def _restart_dead_child(self) -> None:
         was_warm, code = self.child.is_warm, self.child.kill()
-        log.error("the child died without a job (exit code %s); restarting it", code)
-        if not was_warm:
+        if was_warm:
+            log.error("the child died without a job (exit code %s); restarting it", code)
+        else:
             self._failed_starts += 1
-            reason = self.child.start_error or f"its process exited with code {code}"
+            reason = self.child.start_error or f"the process exited with code {code}"
             self.child_problem = f"the models could not be loaded: {reason}"
             if self._must_start and self.child.state is None:
                 self._cannot_start = ChildCannotStart(self.child_problem)
                 raise StopRequested
+            log.error("%s; restarting the child", self.child_problem)
             self._sleep(min(self._failed_starts, MAX_RESTART_DELAY_S))
         self.child.start()
 
