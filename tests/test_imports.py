@@ -1,4 +1,4 @@
-"""Who may import whom: the table of docs/architecture.md, held by reading every import of every module."""
+"""Import rules as data, checked against every import of every module. docs/architecture.md summarizes them."""
 
 import ast
 import subprocess
