@@ -1,4 +1,4 @@
-"""Untrained models to compare trained ones with: they take the same way through the pipeline, motion channel too."""
+"""Untrained baselines for the evaluation of trained models; they use the same pipeline, motion included."""
 
 from pathlib import Path
 from typing import cast, get_args
@@ -18,20 +18,20 @@ from worker.models.loading import Dtype, LoadedModel, choose_device, choose_dtyp
 from worker.models.weights import Preprocessing
 from worker.video.clip import PatchGrid
 
-TRAINED = "tiny"  # whose size, patch and defaults the twins have
+TRAINED = "tiny"  # the model whose size, patch and defaults the baselines share
 COLOUR_POSITION, RANDOM = "colour-position", "random"
 SEED = 0
 
-COLOUR_SCALE = 10.0  # CIELAB units at which two patches' attention to each other has fallen to exp(-1/2)
-POSITION_SCALE = 0.25  # likewise, of the frame's height
+COLOUR_SCALE = 10.0  # CIELAB distance at which attention falls to exp(-1/2)
+POSITION_SCALE = 0.25  # the same for positions, relative to the frame's height
 BATCH = 16  # frames
 
 
 class ColourPosition:
-    """Attention over plain colour and position: the logit of i for j is -|x_i - x_j|² / 2, and nothing is learned.
+    """Attention by colour and position without training: the logit of patches i and j is -|x_i - x_j|² / 2.
 
-    x is the patch's mean colour in CIELAB and its place, each over its scale. As a product, up to a constant of i
-    that softmax ignores: (x_i, 1)·(x_j, -|x_j|² / 2).
+    x is the mean colour of the patch in CIELAB and its position, each divided by its scale. As a product, up to a
+    constant of i that softmax ignores: (x_i, 1)·(x_j, -|x_j|² / 2).
     """
 
     block = None
@@ -68,18 +68,18 @@ class ColourPosition:
 def load(
     name: str | None, *, weights: Path | None, settings: Settings, dtype: str, clustering: Clustering
 ) -> LoadedModel:
-    """A model to evaluate: an untrained twin by its name, else one of the registry.
+    """A model to evaluate: an untrained baseline by its name, else a model of the registry.
 
     Raises:
-        InvalidParameters: the dtype is unknown, or a twin is given weights.
-        UvosError: as `load_model`.
+        InvalidParameters: The dtype is unknown, or weights are given for a baseline.
+        UvosError: As `load_model`.
     """
     if dtype not in get_args(Dtype):
-        raise InvalidParameters(f"--dtype is one of {', '.join(get_args(Dtype))}, not {dtype!r}")
+        raise InvalidParameters(f"--dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     kind = cast(Dtype, dtype)
     if name in (COLOUR_POSITION, RANDOM):
         if weights is not None:
-            raise InvalidParameters(f"--weights: {name} has none")
+            raise InvalidParameters(f"--weights: the baseline {name} has no weights; leave it out")
         if name == COLOUR_POSITION:
             return colour_position_model(device=settings.device)
         return random_model(device=settings.device, dtype=kind)
@@ -95,11 +95,11 @@ def load(
 
 
 def colour_position_model(*, device: str = "auto") -> LoadedModel:
-    """Colour and position in the place of a backbone."""
-    entry = _entry(COLOUR_POSITION, "Mean colour and position of each patch; nothing is learned.")
+    """The baseline of colour and position."""
+    entry = _entry(COLOUR_POSITION, "Mean colour and position of each patch; untrained.")
     backbone = ColourPosition(entry.patch, choose_device(device))
     return LoadedModel(
-        backbone=cast(Backbone, backbone),  # all that the pipeline asks of one
+        backbone=cast(Backbone, backbone),  # it has every attribute that the pipeline uses
         entry=entry,
         weights_source="none",
         sha256="none",
@@ -109,7 +109,7 @@ def colour_position_model(*, device: str = "auto") -> LoadedModel:
 
 
 def random_model(*, device: str = "auto", dtype: Dtype = "auto") -> LoadedModel:
-    """The architecture of the packaged model with random weights from a fixed seed."""
+    """The baseline of random weights: the architecture of the packaged model, from a fixed seed."""
     entry = _entry(RANDOM, "The packaged architecture with random weights.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""Label maps in PNG files, read as ids."""
+"""Read label maps from PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from uvos.errors import InvalidParameters
 
-VOID = -1  # a ground truth's pixels that nobody judges
+VOID = -1  # pixels of a ground truth that are excluded from scoring
 WHITE = 255  # void in a label map with other ids (DAVIS-17); the object in a binary mask (DAVIS-16)
 
 

@@ -1,7 +1,7 @@
 """The measures of video object segmentation: J, F, matching of proposals to objects, FG-ARI, mIoU.
 
 Label maps are integers: a prediction's 0 is background and is no proposal, a ground truth's 0 is background and
-`VOID` marks pixels that count for nobody.
+`VOID` marks pixels that are excluded.
 
 J and F follow the official evaluation of DAVIS (Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for
 Video Object Segmentation", CVPR 2016; Pont-Tuset et al., "The 2017 DAVIS Challenge", arXiv:1704.00675), but for all
@@ -340,7 +340,7 @@ def foreground_ari(prediction: Labels, truth: Labels) -> float:
     in_groups, in_objects = float(_pairs(table.sum(1)).sum()), float(_pairs(table.sum(0)).sum())
     expected = in_groups * in_objects / max(float(_pairs(np.array(len(true)))), 1.0)
     best = (in_groups + in_objects) / 2
-    # Both sides one group, or both one group a pixel: nothing can be told from chance, and they agree.
+    # Both partitions have a single group, or one group per pixel: they agree, and the index is undefined.
     return 1.0 if best == expected else (together - expected) / (best - expected)
 
 

@@ -1,8 +1,8 @@
-"""Frames -> patch tokens, and what spatio-temporal attention asks with and is asked for (a timm ViT).
+"""Project frames to patch tokens, queries and keys with a timm ViT.
 
 Source: sections 3.1 and 3.2 of Ding et al., "Betrayed by Attention" (arXiv:2311.17893). The token of a patch is
-the key of the last attention layer, heads concatenated (or the output token); `norm1` and the q and k of one
-trained block follow. Without a trained block, q and k are the last layer's own.
+the key of the last attention layer, heads concatenated (or the output token), followed by `norm1` and the q and k
+projections of a trained block. Without a trained block, q and k are those of the last layer.
 """
 
 import copy
@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from worker.models.weights import BlockWeights, Preprocessing, UnusableWeights
 from worker.video.clip import PatchGrid
 
-OWN_ARCHITECTURE = "VisionTransformer"  # in place of a timm id: timm's class itself, made with the entry's options
-CPU_BATCH = 2  # more frames at once gain nothing on a CPU and cost memory
-GPU_BATCH = 64  # likewise: 64 frames of the smallest grid fill a large GPU
-GPU_SHARE = 0.5  # of the free memory that a batch may take: the estimate below is no measurement
+OWN_ARCHITECTURE = "VisionTransformer"  # instead of a timm id: timm's class, constructed with the entry's options
+CPU_BATCH = 2  # larger batches gain no time on a CPU and cost memory
+GPU_BATCH = 64  # 64 frames of the smallest grid saturate a large GPU
+GPU_SHARE = 0.5  # share of the free memory for a batch; the memory of a frame is only estimated
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Projections:
-    """What attention asks with and is asked for.
+    """Queries and keys of every patch.
 
     Attributes:
         queries: float32, shape (B, N, heads, d), not yet scaled by 1/sqrt(d).
@@ -45,9 +45,9 @@ class Projections:
 
 
 class QueriesAndKeys(nn.Module):
-    """The first norm of a transformer block and its q and k: all that segmenting needs of it, kept in float32.
+    """The first norm of a transformer block and its q and k projections, in float32.
 
-    The cost is one small product, so that rounding to bfloat16 ends before it.
+    They are one small product, so float32 costs little and avoids rounding queries and keys to bfloat16.
     """
 
     def __init__(self, norm: nn.Module, qk: nn.Linear, heads: int) -> None:
@@ -65,7 +65,7 @@ class QueriesAndKeys(nn.Module):
 
     @classmethod
     def of_last_layer(cls, vit: nn.Module) -> "QueriesAndKeys":
-        """Those of the last layer of a timm ViT (`VisionTransformer` or `Eva`)."""
+        """Norm and projections of the last layer of a timm ViT (`VisionTransformer` or `Eva`)."""
         layer: Any = vit.blocks[-1]  # type: ignore[index]
         weight = layer.attn.qkv.weight
         rows = 2 * (weight.shape[0] // 3)
@@ -81,7 +81,7 @@ class QueriesAndKeys(nn.Module):
 
     @classmethod
     def of_block(cls, block: BlockWeights) -> "QueriesAndKeys":
-        """Those of a trained spatio-temporal block."""
+        """Norm and projections of a trained spatio-temporal block."""
         rows, dim = block.qk.shape
         norm, qk = nn.LayerNorm(dim, eps=block.eps), nn.Linear(dim, rows, bias=False)
         with torch.no_grad():
@@ -92,19 +92,19 @@ class QueriesAndKeys(nn.Module):
 
 
 def create_vit(timm_id: str, options: Mapping[str, Any] | None = None, *, random: bool = True) -> nn.Module:
-    """A ViT of timm's without trained weights, for any grid of patches.
+    """A timm ViT without trained weights, for any grid of patches.
 
     Args:
-        timm_id: A name of timm's, or "VisionTransformer" for the class itself.
-        options: What it is made with beyond its defaults.
-        random: Whether to draw random weights; False is for who loads all of them anyway, and saves most of the time.
+        timm_id: A timm model name, or "VisionTransformer" for the class itself.
+        options: Constructor arguments that differ from the defaults.
+        random: Whether to draw random weights; False leaves them undefined and saves most of the time.
     """
     if random:
         return _make_vit(timm_id, options or {})
     with torch.device("meta"):
         vit = _make_vit(timm_id, options or {})
     if vit.state_dict().keys() < dict(vit.named_parameters()).keys() | dict(vit.named_buffers()).keys():
-        return _make_vit(timm_id, options or {})  # tables that no file holds: they are computed while it is made
+        return _make_vit(timm_id, options or {})  # its constructor computes tables that no file has
     return vit.to_empty(device="cpu")
 
 
@@ -118,15 +118,15 @@ def _make_vit(timm_id: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 class Backbone(nn.Module):
-    """A frozen self-supervised ViT and, where one was trained, the spatio-temporal block behind it.
+    """A frozen self-supervised ViT, optionally with a trained spatio-temporal block.
 
     Args:
-        vit: A `VisionTransformer` or `Eva` of timm's made by `create_vit`, weights loaded.
-        preprocessing: What its weights expect.
+        vit: A timm `VisionTransformer` or `Eva` made by `create_vit`, weights loaded.
+        preprocessing: Preprocessing that the weights were trained with.
         facet: "key" (keys of the last attention layer) or "token" (output tokens after the last norm).
-        block: A trained block; its own preprocessing, where it has one, goes before the other.
-        dtype: Of the products inside the ViT. The residual stream, norms and what comes out are float32 always:
-            against bfloat16 throughout it halves the error and costs 5 % of the time.
+        block: A trained block; its preprocessing, where it has one, replaces the other.
+        dtype: dtype of the products inside the ViT. Residual stream, norms and results are always float32, which
+            halves the error of pure bfloat16 and costs 5 % of the time.
 
     Raises:
         UnusableWeights: The block does not fit the ViT.
@@ -157,15 +157,15 @@ class Backbone(nn.Module):
         self.vit = vit
         for layer in vit.modules():
             if isinstance(layer, nn.Linear):
-                layer.to(dtype)  # once, instead of at every call by autocast
+                layer.to(dtype)  # once; autocast would convert at every call
         self.dim: int = self.vit.embed_dim
         self.patch: int = self.vit.patch_embed.patch_size[0]
         if self.block is not None and self.block.qk.in_features != self.dim:
-            raise UnusableWeights(f"the block takes {self.block.qk.in_features} channels, the ViT gives {self.dim}")
+            raise UnusableWeights(f"the block expects {self.block.qk.in_features} channels, the ViT has {self.dim}")
         if preprocessing.positions == "dino" and not self._has_dino_positions():
-            raise UnusableWeights("only a ViT with learned positions and a class token, but no registers, is DINO's")
+            raise UnusableWeights("DINO's positions need a ViT with learned positions, a class token and no registers")
         self.dtype = dtype
-        self._most_at_once: int | None = None
+        self.batch_limit: int | None = None
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.register_buffer("std", std[:, None, None], persistent=False)
@@ -177,12 +177,12 @@ class Backbone(nn.Module):
 
     @property
     def heads(self) -> int:
-        """Of the projections."""
+        """Number of heads of the projections."""
         return (self.block or self.last).heads
 
     @property
     def head_dim(self) -> int:
-        """Of the projections: d in q·k/sqrt(d)."""
+        """Channels per head of the projections: d in q·k/sqrt(d)."""
         return (self.block or self.last).head_dim
 
     @property
@@ -193,11 +193,11 @@ class Backbone(nn.Module):
         """The patch grid of frames of (H, W) pixels.
 
         Raises:
-            ValueError: a side is no positive multiple of the patch.
+            ValueError: A side is not a positive multiple of the patch.
         """
         height, width = size
         if height % self.patch or width % self.patch or min(size) < self.patch:
-            raise ValueError(f"expected multiples of {self.patch}, got {height}x{width}")
+            raise ValueError(f"both sides must be multiples of {self.patch}, got {height}x{width}")
         return PatchGrid(height // self.patch, width // self.patch)
 
     def patch_tokens(self, frames: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -205,7 +205,7 @@ class Backbone(nn.Module):
 
         Args:
             frames: RGB, uint8, shape (B, H, W, 3), on any device.
-            size: (H, W) in pixels at which the model looks, multiples of the patch; default: as the frames are.
+            size: Model input resolution (H, W) in pixels, multiples of the patch; default: that of the frames.
 
         Returns:
             float32, shape (B, N, D), patches row by row; no class and no register token.
@@ -213,38 +213,35 @@ class Backbone(nn.Module):
         return _joined(self._in_batches(frames, size, self._tokens))
 
     def project(self, frames: Tensor, *, size: tuple[int, int] | None = None) -> Projections:
-        """What attention asks with and is asked for, of every patch.
+        """Queries and keys of every patch.
 
-        With a trained block, its `norm1` and q, k on the patch tokens; without one, the last layer's own q and k
-        (with rotary positions where the model has them).
+        With a trained block, its `norm1` and q, k on the patch tokens; without one, q and k of the last layer (with
+        rotary positions where the model has them).
 
         Args:
             frames: RGB, uint8, shape (B, H, W, 3), on any device.
-            size: (H, W) in pixels at which the model looks, multiples of the patch; default: as the frames are.
+            size: Model input resolution (H, W) in pixels, multiples of the patch; default: that of the frames.
                 Frames of another size are resized bilinearly without antialiasing, as the released code does.
         """
         parts = self._in_batches(frames, size, self._projections)
         return Projections(_joined([part.queries for part in parts]), _joined([part.keys for part in parts]))
 
     def batch_size(self, size: tuple[int, int]) -> int:
-        """How many frames of (H, W) pixels to hand over at once: what fits in the memory that is free now.
-
-        Halved for good when a batch did not fit after all.
-        """
-        most = CPU_BATCH
+        """Number of frames of (H, W) pixels that fit into the free memory; halved permanently after a failure."""
+        limit = CPU_BATCH
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             tokens = self.grid(size).tokens
-            # The residual stream twice, q, k, v, attention's output, and the wider hidden layer before and after
-            # its activation; then the float32 copies of frames and of what is handed out.
+            # The residual stream twice, q, k, v, the output of attention, and the hidden layer before and after its
+            # activation; then the float32 copies of frames and results.
             wide = getattr(self.vit.blocks[0].mlp.fc1, "out_features", 4 * self.dim)
             layer = tokens * (2 * self.dim * 4 + (4 * self.dim + 2 * wide) * self.dtype.itemsize)
             outside = (3 * 3 * size[0] * size[1] + 4 * tokens * self.dim) * 4
-            most = min(GPU_BATCH, int(GPU_SHARE * free / (layer + outside)))
-        if self._most_at_once is not None:
-            most = min(most, self._most_at_once)
-        return max(1, most)
+            limit = min(GPU_BATCH, int(GPU_SHARE * free / (layer + outside)))
+        if self.batch_limit is not None:
+            limit = min(limit, self.batch_limit)
+        return max(1, limit)
 
     def _in_batches(
         self, frames: Tensor, size: tuple[int, int] | None, step: Callable[[Tensor], Result]
@@ -264,9 +261,9 @@ class Backbone(nn.Module):
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
-            # Only here, outside the handler, is what the failed attempt held let go.
+            # The tensors of the failed attempt are released only outside the exception handler.
             torch.cuda.empty_cache()
-            count = self._most_at_once = count // 2
+            count = self.batch_limit = count // 2
         return results
 
     def _pixels(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -274,7 +271,7 @@ class Backbone(nn.Module):
         if pixels.shape[2:] == size:
             shares = pixels.float() / 255
         elif self.preprocessing.positions == "dino":
-            # The released code resizes in float64; in float32 places between pixels are off by 3e-5, q and k by 3e-4.
+            # The released code resizes in float64; float32 sampling positions change pixels by 3e-5, q and k by 3e-4.
             shares = torch.cat([_resized(frame[None].double() / 255, size).float() for frame in pixels])
         else:
             shares = _resized(pixels.float(), size) / 255
@@ -302,7 +299,7 @@ class Backbone(nn.Module):
         return Projections(*turned)
 
     def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The residual stream in front of the last layer, and rotary positions where the model has them."""
+        """The residual stream before the last layer, and rotary positions where the model has them."""
         x = self._embedded(pixels)  # (B, h, w, D)
         rope = None
         if self.preprocessing.positions == "dino":
@@ -344,7 +341,7 @@ class Backbone(nn.Module):
         side = round((positions.shape[1] - 1) ** 0.5)
         if (height, width) != (side, side):
             square = positions[:, 1:].reshape(1, side, side, dim).permute(0, 3, 1, 2)
-            # The tenth of a patch is DINO's: its positions were always resampled with factors a little too large.
+            # The 0.1 is DINO's: its positions are always resampled with slightly larger factors.
             factors = ((height + 0.1) / side, (width + 0.1) / side)
             square = F.interpolate(square, scale_factor=factors, mode="bicubic")
             positions = torch.cat((positions[:, :1], square.flatten(2).transpose(1, 2)), dim=1)

@@ -41,12 +41,12 @@ class Oracle:
         self.fails_on = fails_on
         self.levels = levels
 
-    def __call__(self, source, annotated, tell):
+    def __call__(self, source, annotated, on_stage):
         files = sorted(source.iterdir())
         self.calls.append(len(files))
         if len(self.calls) == self.fails_on:
             raise UnreadableVideo("the frames broke off")
-        tell("features", 0, len(files))
+        on_stage("features", 0, len(files))
         labels = np.stack([np.asarray(Image.open(files[t])) // 60 for t in annotated]).astype(np.uint16)
         fine = Segmentation(labels, frozenset({1}), frozenset({1, 2}), 2)
         coarse = Segmentation(np.minimum(labels, 1), frozenset({1}), frozenset({1}), 1)

@@ -216,7 +216,7 @@ def test_the_command_prints_a_table_and_writes_every_value(command, folders):
 def test_the_command_fails_in_one_sentence(command, folders):
     result = command(folders / "right", folders / "nowhere")
     assert result.exit_code == 1
-    assert isinstance(result.exception, InvalidParameters)  # which the command line tells in one sentence
+    assert isinstance(result.exception, InvalidParameters)  # which the command line prints as one sentence
     assert "there is no folder" in str(result.exception)
 
 

@@ -189,7 +189,7 @@ class NarrowBackbone(Backbone):
     most = 2
 
     def batch_size(self, _size: tuple[int, int]) -> int:
-        return min(self._most_at_once or 16, 16)
+        return min(self.batch_limit or 16, 16)
 
     def _pixels(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         if len(frames) > self.most:

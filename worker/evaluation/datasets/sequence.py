@@ -14,7 +14,7 @@ from uvos.errors import InvalidParameters
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp"}
 
 Truth = NDArray[np.int32]
-"""A label map: 0 background, 1 and up objects, `labels.VOID` for pixels that nobody judges."""
+"""A label map: 0 background, 1 and up objects, `labels.VOID` for pixels without a label."""
 
 
 @dataclass(frozen=True)
