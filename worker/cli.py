@@ -208,8 +208,8 @@ def _print_summary(manifest: Manifest, out: Path) -> None:
     for warning in manifest.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     console.print(
-        f"{manifest.video.frame_count} frames in {manifest.timings_s['total']:.1f} s on {manifest.device} "
-        f"({manifest.dtype}); the result is in {escape(str(out))}"
+        f"{manifest.video.frame_count} frames in {manifest.timings_s['total']:.1f} s with {manifest.model.name} "
+        f"on {manifest.device} ({manifest.dtype}); the result is in {escape(str(out))}"
     )
 
 
