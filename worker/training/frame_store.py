@@ -4,6 +4,7 @@ The file holds two NumPy arrays in sequence: `starts` (index of each clip's firs
 (n, H, W, 3) uint8. The frames are memory-mapped.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_store(path: Path) -> FrameStore:
         if version != (1, 0):
             raise ValueError(f"{path} is not a frame store; make one with `uvos-worker train frames`")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        offset = file.tell()
+        offset = file.seek(0, os.SEEK_CUR)
     return FrameStore(starts, np.memmap(path, dtype, "r", offset, shape))
 
 
