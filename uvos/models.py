@@ -112,7 +112,7 @@ AFFINITY_TAU = {
     Affinity.qk: PAPER_TAU,
     # Measured with dinov2-vits14, see docs/method.md.
     Affinity.keys: {Mode.multi: 1.6, Mode.single: 1.6},
-    Affinity.spectral: {Mode.multi: 1.3, Mode.single: 1.3},
+    Affinity.spectral: {Mode.multi: 2.6, Mode.single: 2.6},
 }
 
 
@@ -193,6 +193,9 @@ _ENTRIES = (
         description="DINOv2 ViT-S/14: the default where its weights are available.",
     ).model_copy(
         update={
+            "affinity": Affinity.spectral,
+            "tau": AFFINITY_TAU[Affinity.spectral],
+            "motion": Motion.on,
             # Both from public references that agree with each other; this project has not downloaded the file.
             "revision": "4610ca143709d58a633b6397a74412c2c3842454",
             "sha256": "04d27f3400d059fc0cfd7d17dd1909a75bf3ea8fb3eeb48b97cb99e57ee20081",

@@ -17,9 +17,7 @@ from torch import Tensor
 from uvos.contract import Affinity
 
 COSINE_SCALE = 10.0
-"""Logit of two tokens with equal centred keys, and exponent of the spectral affinity."""
-SPECTRAL_SCALE = 5.0
-"""Logit of two tokens with equal embeddings."""
+"""Logit of two tokens with equal centred keys or embeddings, and exponent of the spectral affinity."""
 SPECTRAL_CHANNELS = 16
 """Channels of the embedding: 12 to 39 give the same J on davis16-dev, 7 and fewer give less."""
 MAX_LANDMARKS = 2048
@@ -65,7 +63,7 @@ class CentredCosine:
         return cls(keys.flatten(1).mean(0))
 
     def project(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        return _one_head(self.directions(keys), COSINE_SCALE)
+        return _one_head(self.directions(keys))
 
     def directions(self, keys: Tensor) -> Tensor:
         """Centred keys of unit length, (..., heads, d) to (..., heads * d)."""
@@ -80,7 +78,7 @@ class SpectralEmbedding:
     Landmarks are key tokens at equal distances. With W their affinities and D the row sums of W, u_c are the leading
     eigenvectors of D^-1/2 W D^-1/2 without the first, which belongs to the whole video. A token whose affinities to
     the landmarks are w has the embedding z_c = sum_j w_j D_j^-1/2 u_cj / sum_j w_j, scaled to unit length. The logit
-    of two tokens is `SPECTRAL_SCALE` z_i·z_j.
+    of two tokens is `COSINE_SCALE` z_i·z_j.
 
     Source: Ng, Jordan and Weiss, "On Spectral Clustering" (2001); the extension to other tokens is that of Fowlkes et
     al., "Spectral Grouping Using the Nyström Method" (2004), times the eigenvalue.
@@ -110,7 +108,7 @@ class SpectralEmbedding:
         # Frame by frame, since the affinities of a batch to all landmarks would need much memory.
         affinities = (_affinity(directions, self.landmarks) for directions in self.cosine.directions(keys))
         embeddings = torch.stack([w @ self.basis / w.sum(1, keepdim=True) for w in affinities])
-        return _one_head(F.normalize(embeddings, dim=-1), SPECTRAL_SCALE)
+        return _one_head(F.normalize(embeddings, dim=-1))
 
 
 def _affinity(a: Tensor, b: Tensor) -> Tensor:
@@ -127,10 +125,10 @@ def _leading_eigenvectors(matrix: NDArray[np.float32], count: int) -> NDArray[np
     return descending
 
 
-def _one_head(directions: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Queries and keys of one head whose logits q·k/sqrt(d) are the products of unit vectors times `scale`."""
+def _one_head(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys of one head whose logits q·k/sqrt(d) are the products of unit vectors times `COSINE_SCALE`."""
     keys = directions[:, :, None]
-    return keys * (scale * keys.shape[-1] ** 0.5), keys
+    return keys * (COSINE_SCALE * keys.shape[-1] ** 0.5), keys
 
 
 KEY_AFFINITIES: dict[Affinity | None, type[KeyAffinity]] = {

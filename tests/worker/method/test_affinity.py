@@ -44,7 +44,7 @@ def test_logits_of_the_embedding_are_those_of_a_random_walk(tokens: int) -> None
     rows = frames.reshape(3 * tokens, 8).double().numpy()
     embedding = reference.spectral_embedding(rows, rows[: 2 * tokens], channels=SPECTRAL_CHANNELS, scale=10)
     found = logits(*SpectralEmbedding.fit(frames[:2].flatten(0, 1)).project(frames))
-    np.testing.assert_allclose(found.numpy(), 5 * embedding @ embedding.T, atol=5e-3)
+    np.testing.assert_allclose(found.numpy(), 10 * embedding @ embedding.T, atol=1e-2)
 
 
 def test_landmarks_are_key_tokens_at_equal_distances() -> None:
@@ -66,7 +66,7 @@ def test_a_component_common_to_all_keys_has_no_influence(affinity: type[KeyAffin
     frames = keys(tokens=20)
     shifted = frames + 100 * torch.randn(1, 1, 2, 4, generator=torch.Generator().manual_seed(1))
     found = [logits(*affinity.fit(values.flatten(0, 1)).project(values)) for values in (frames, shifted)]
-    torch.testing.assert_close(found[0], found[1], atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(found[0], found[1], atol=1e-2, rtol=1e-3)
 
 
 def test_the_result_has_one_head_over_all_channels() -> None:
