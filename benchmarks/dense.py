@@ -33,7 +33,8 @@ def dense_algorithm1(attention: Tensor, tau: float) -> tuple[Tensor, Tensor]:
 
 def merge_round(centres: Tensor, tau: float) -> Tensor:
     """One round: x, in order, takes every remaining centre with KL < tau; their mean is a new centre."""
-    log = centres.clamp(min=EPSILON).log()
+    # The factor leaves KL as it is and puts the logarithms near 0, where float32 is finest.
+    log = (centres.clamp(min=EPSILON) * centres.shape[1]).log()
     negentropy = (centres * log).sum(1)
     remaining = torch.ones(len(centres), dtype=torch.bool, device=centres.device)
     means = []

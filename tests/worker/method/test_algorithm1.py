@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.dense import dense_algorithm1
 from tests.worker import reference
 from tests.worker.numerics.backends import BACKENDS, CPU, make_backend, make_maps
 from worker.method.algorithm1 import Level, Round, algorithm1
@@ -218,6 +219,15 @@ def test_a_token_joins_the_earliest_leader_and_not_the_nearest(backend, order, p
     level = algorithm1(maps, [tau])[0]
     np.testing.assert_array_equal(level.rounds[0].parents, parents)
     assert_equal(level, maps, reference.algorithm1(exact, tau))
+
+
+def test_the_dense_implementation_of_the_benchmark_equals_the_reference():
+    rows = torch.from_numpy(np.random.default_rng(7).dirichlet(np.full(8, 0.8), 48)).float()
+    centroids, labels = dense_algorithm1(rows, 1.0)
+    expected, assigned, _, margin = reference.algorithm1(rows.numpy().astype(np.float64), 1.0)
+    assert margin > MARGIN
+    np.testing.assert_allclose(centroids, expected, atol=1e-6)
+    np.testing.assert_array_equal(labels, assigned)
 
 
 def test_an_infinite_tau_gives_one_cluster(backend):
