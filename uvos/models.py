@@ -68,6 +68,8 @@ class ModelEntry(StrictSchema):
     """Whether motion is added to the tokens by default."""
     affinity: Affinity = Affinity.qk
     """Default inputs of the attention without a trained block."""
+    saliency: bool = False
+    """Whether the attention of the class token separates objects from background."""
     weights: str = Field(examples=["timm/vit_small_patch8_224.dino"])
     """Source of the weights: a file in the package, or a repository on the hub."""
     sha256: str | None = Field(None, examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
@@ -129,6 +131,7 @@ def _hub_model(
         facet=facet,
         tau=PAPER_TAU,
         weights=f"timm/{timm_id}",
+        saliency=True,
         licence=licence,
         gated=licence != "Apache-2.0",
     )
@@ -243,7 +246,7 @@ _ENTRIES = (
         facet=Facet.token,
         description="DINOv3 ViT-S/16 with rotary position embedding; its licence must be accepted on the hub.",
         licence="DINOv3 License",
-    ),
+    ).model_copy(update={"saliency": False}),  # computed for learned positions only
 )
 
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -18,7 +18,7 @@ from worker.method.leaders import MemoryBudgetExceeded
 from worker.method.windowed import windowed
 from worker.numerics.choose import choose_backend
 from worker.numerics.tile_pool import TilePool
-from worker.outputs.drawing import draw_masks, write_clustering_rounds, write_masks, write_tokens
+from worker.outputs.drawing import draw_masks, write_clustering_rounds, write_masks, write_tokens, write_views
 from worker.outputs.manifest import write_manifest
 from worker.run import SegmentationRun
 from worker.stopwatch import Stopwatch
@@ -58,11 +58,13 @@ def segment(run: SegmentationRun) -> Manifest:
             maps.pool.on_pulse = run.progress_of(Stage.clustering)
             assignments = resources.enter_context(assign(maps, levels, grid, run.out))
         with stopwatch.stage(Stage.masks):
-            masks = resources.enter_context(draw_masks(run, video.clip, assignments, features.motion))
+            masks = resources.enter_context(draw_masks(run, video.clip, assignments, features))
             write_masks(run, video.clip, masks)
             write_clustering_rounds(run, video.clip, masks)
             if run.extras.tokens:
                 write_tokens(run.out / "tokens.npz", assignments, features.motion)
+            if run.extras.views:
+                write_views(run, video.clip, assignments, features)
     return write_manifest(run, video, keys, masks, stopwatch.report())
 
 

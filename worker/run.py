@@ -31,6 +31,8 @@ class Extras:
 
     tokens: bool = False
     """`tokens.npz`: the cluster of every token before background is separated, and its motion energy if computed."""
+    views: bool = False
+    """`levels/<tau>/{single,multi}/00000.png …`: results of both modes with `background=auto`, for the evaluation."""
     rounds: bool = False
     """`levels/<tau>/rounds/<round>/00000.png …`: the groups after each round of the clustering, on patches."""
 

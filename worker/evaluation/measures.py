@@ -63,14 +63,14 @@ class Segmentation:
 
     Attributes:
         labels: The cluster of each pixel, ids from 1, uint16, shape (A, H, W).
-        main: Ids of the clusters of the main object.
-        objects: Ids of the clusters that are not background.
+        main: Pixels of the main object, bool, shape (A, H, W).
+        foreground: Pixels that are not background, bool, shape (A, H, W).
         clusters: Number of clusters.
     """
 
     labels: NDArray[np.uint16]
-    main: frozenset[int]
-    objects: frozenset[int]
+    main: NDArray[np.bool_]
+    foreground: NDArray[np.bool_]
     clusters: int
 
 
@@ -146,9 +146,9 @@ def measure_one_object(
         Measure.best_cluster_j: j[:, j.mean(0).argmax()],
         Measure.best_union_j: overlaps.j(inside[inside > 0]),
         Measure.j_per_frame: j.max(1),
-        Measure.single_j: overlaps.j(_ids(found.main)),
-        Measure.single_f: _boundary_f(found, truth, on_frame),
-        Measure.foreground_j: overlaps.j(_ids(found.objects)),
+        Measure.single_j: _mask_j(found.main, truth),
+        Measure.single_f: _boundary_f(found.main, truth, on_frame),
+        Measure.foreground_j: _mask_j(found.foreground, truth),
     }
     total = {measure: float(values.mean()) for measure, values in per_frame.items()}
     inner = per_frame[Measure.single_j][1:-1]
@@ -157,18 +157,17 @@ def measure_one_object(
     return Measured(total, {measure: values.tolist() for measure, values in per_frame.items()}, {})
 
 
-def _ids(clusters: frozenset[int]) -> NDArray[np.int64]:
-    return np.array(sorted(clusters), dtype=np.int64)
+def _mask_j(masks: NDArray[np.bool_], truth: metrics.Labels) -> metrics.Floats:
+    """Jaccard index of a mask in each frame, shape (A,)."""
+    return _ClusterOverlaps.count(masks.astype(np.uint16), truth).j(np.array([1]))
 
 
-def _boundary_f(found: Segmentation, truth: metrics.Labels, on_frame: Callable[[int], None]) -> metrics.Floats:
-    """Boundary measure of the main object in each frame, shape (A,)."""
+def _boundary_f(masks: NDArray[np.bool_], truth: metrics.Labels, on_frame: Callable[[int], None]) -> metrics.Floats:
+    """Boundary measure of a mask in each frame, shape (A,)."""
     the_object = np.array([1])
-    is_main = np.isin(np.arange(int(found.labels.max(initial=0)) + 1), _ids(found.main))
     values = np.empty(len(truth))
-    for frame, (label_map, true) in enumerate(zip(found.labels, truth, strict=True)):
-        mask = is_main[label_map].astype(np.uint8)
-        values[frame] = metrics.boundary_f(mask, true, the_object, the_object)[0, 0]
+    for frame, (mask, true) in enumerate(zip(masks, truth, strict=True)):
+        values[frame] = metrics.boundary_f(mask.astype(np.uint8), true, the_object, the_object)[0, 0]
         on_frame(frame + 1)
     return values
 

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from uvos.contract import Background, Format, JobParams, Mode, level_name
 from worker.evaluation.evaluate import OnStage
 from worker.evaluation.labels import read_all
 from worker.evaluation.measures import Segmentation
-from worker.method.masks import decide_objects
 from worker.models.loading import LoadedModel
 from worker.pipeline import segment
 from worker.run import Budget, Extras, SegmentationRun
@@ -42,49 +40,21 @@ class PipelineSegmenter:
                     model=self.model,
                     out=out,
                     budget=self.budget,
-                    extras=Extras(tokens=True),
+                    extras=Extras(tokens=True, views=True),
                     on_progress=lambda stage, done, total: on_stage(stage.value, done, total),
                 )
             )
             with np.load(out / "tokens.npz") as tokens:
-                assignments, motion = tokens["labels"], tokens.get("motion")
+                assignments = tokens["labels"]
             return [
-                _segmentation(out / "levels" / level_name(tau) / "masks", annotated, assignment, motion)
+                _segmentation(out / "levels" / level_name(tau), annotated, len(np.unique(assignment)))
                 for tau, assignment in zip(self.params.tau, assignments, strict=True)
             ]
 
 
-def _segmentation(
-    masks: Path, annotated: Sequence[int], assignment: NDArray[np.int32], motion: NDArray[np.float32] | None
-) -> Segmentation:
-    clusters = int(assignment.max()) + 1
-    labels = read_all([masks / f"{frame:05d}.png" for frame in annotated])
-    drawn = drawn_ids(labels, assignment[list(annotated)], clusters)
-    main = decide_objects(assignment, clusters, mode=Mode.single, motion=motion).object_ids > 0
-    objects = decide_objects(assignment, clusters, background=Background.auto, motion=motion).object_ids > 0
-    return Segmentation(
-        labels=labels,
-        main=frozenset(drawn[main & (drawn > 0)].tolist()),
-        objects=frozenset(drawn[objects & (drawn > 0)].tolist()),
-        clusters=len(np.unique(assignment)),
+def _segmentation(level: Path, annotated: Sequence[int], clusters: int) -> Segmentation:
+    labels, main, foreground = (
+        read_all([level / folder / f"{frame:05d}.png" for frame in annotated])
+        for folder in ("masks", Mode.single.value, Mode.multi.value)
     )
-
-
-def drawn_ids(labels: NDArray[np.uint16], assignment: NDArray[np.int32], clusters: int) -> NDArray[np.int64]:
-    """The drawn id of each cluster: the most frequent id at the centres of its patches.
-
-    Args:
-        labels: Label maps without background, shape (A, H, W).
-        assignment: The cluster of each patch in the same frames, shape (A, h, w).
-        clusters: C.
-
-    Returns:
-        Shape (C,); 0 for a cluster that has no patch in these frames.
-    """
-    _, height, width = assignment.shape
-    rows = ((np.arange(height) + 0.5) * labels.shape[1] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * labels.shape[2] / width).astype(int)
-    at_centres = labels[:, rows][:, :, columns].astype(np.int64)
-    ids = int(at_centres.max()) + 1
-    votes = np.bincount((assignment * ids + at_centres).ravel(), minlength=clusters * ids).reshape(clusters, ids)
-    return np.asarray(votes.argmax(1), dtype=np.int64)
+    return Segmentation(labels=labels, main=main > 0, foreground=foreground > 0, clusters=clusters)

@@ -14,7 +14,8 @@ from torch import Tensor
 from uvos.contract import JobParams, Motion, Stage
 from worker.method.affinity import KEY_AFFINITIES, KeyAffinity
 from worker.method.motion import join_motion, motion_energy, movers
-from worker.models.backbone import Projections
+from worker.method.object_scores import ObjectScores, object_scores
+from worker.models.backbone import ObjectCues, Projections
 from worker.models.loading import LoadedModel
 from worker.numerics.spool import Spool
 from worker.stopwatch import Stopwatch
@@ -44,17 +45,19 @@ def limit_key_frames(indices: list[int], frame_count: int, tokens_per_frame: int
 
 @dataclass(frozen=True)
 class Features:
-    """Input of the attention maps.
+    """Input of the attention maps and of the object scores.
 
     Attributes:
         queries: Queries of all frames on disk, one row per frame, (N, heads, d).
         keys: Keys of the key frames in memory, (K*N, heads, d).
         motion: Motion energy of each token, (T, h, w); None without motion.
+        scores: Object scores of each token; None for models without object cues.
     """
 
     queries: Spool
     keys: Tensor
     motion: NDArray[np.float32] | None
+    scores: ObjectScores | None
 
 
 class FeatureProjector(AbstractContextManager["FeatureProjector"]):
@@ -92,15 +95,18 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         self._partial: PartialClip | None = None
         self._queries: Spool | None = None
         self._keys: Spool | None = None
+        self._cue_keys: Spool | None = None
+        self._saliency: list[NDArray[np.float32]] = []
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:
-        for spool in (self._queries, self._keys):
+        for spool in (self._queries, self._keys, self._cue_keys):
             if spool is not None:
                 spool.close()
-        self._queries = self._keys = None
+        self._queries = self._keys = self._cue_keys = None
+        self._saliency = []
 
     def project_ahead(self, partial: PartialClip) -> None:
         """Project a batch of the frames decoded so far, if there is a full batch."""
@@ -140,10 +146,12 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         else:
             keys = self._compare_keys(self._key_affinity, frames, size, key_frame_indices, motion)
         self._on_progress(total, total)
-        if self._keys is not None:
-            self._keys.close()
+        scores = self._object_scores(size, energy)
+        for spool in (self._keys, self._cue_keys):
+            if spool is not None:
+                spool.close()
         assert self._queries is not None
-        return Features(self._queries, torch.cat(keys), energy)
+        return Features(self._queries, torch.cat(keys), energy, scores)
 
     def _compare_queries_with_keys(
         self, frames: NDArray[np.uint8], size: tuple[int, int], key_frame_indices: list[int], motion: list[NDArray[Any]]
@@ -194,8 +202,12 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         return 0 if spool is None else len(spool)
 
     def _project(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> Projections:
+        """Queries and keys of a batch; its object cues are kept for `_object_scores`."""
         backbone = self._model.backbone
-        return backbone.project(_to_device(frames, backbone.device), size=size)
+        projections = backbone.project(_to_device(frames, backbone.device), size=size)
+        if projections.cues is not None:
+            self._write_cues(projections.cues)
+        return projections
 
     def _join_motion(self, projections: Projections, motion: Sequence[NDArray[Any]]) -> Projections:
         if not motion:
@@ -213,6 +225,19 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         if self._keys is None:
             self._keys = Spool(self._work, row_shape=keys.shape[1:], dtype=np.float32, name="keys.spool")
         self._keys.append(keys.cpu().numpy())
+
+    def _write_cues(self, cues: ObjectCues) -> None:
+        if self._cue_keys is None:
+            self._cue_keys = Spool(self._work, row_shape=cues.keys.shape[1:], dtype=np.float16, name="cue-keys.spool")
+        self._cue_keys.append(cues.keys.half().cpu().numpy())
+        self._saliency.append(cues.saliency.cpu().numpy())
+
+    def _object_scores(self, size: tuple[int, int], energy: NDArray[np.float32] | None) -> ObjectScores | None:
+        if self._cue_keys is None:
+            return None
+        grid, saliency = self._model.backbone.grid(size), np.concatenate(self._saliency)
+        saliency = saliency.reshape(len(saliency), grid.height, grid.width, -1)
+        return object_scores(self._cue_keys, saliency, energy)
 
     def _read_keys(self, start: int, stop: int) -> Tensor:
         """Keys of frames that were projected before, (stop - start, N, heads, d)."""

@@ -21,7 +21,7 @@ JOIN_SCORE = 0.5  # share of the best score above which moving clusters join a m
 
 
 def background_clusters(stats: ClusterStats) -> NDArray[np.bool_]:
-    """Background by border share: never all clusters, and at least one where there are two.
+    """Background by border share: at least one cluster, and not all of two or more.
 
     Returns:
         A mask over the clusters, shape (C,).
@@ -30,9 +30,9 @@ def background_clusters(stats: ClusterStats) -> NDArray[np.bool_]:
     background = stats.is_present & (stats.background_score > BACKGROUND_SCORE)
     # Ascending: the last is the most likely background.
     by_score = np.lexsort((stats.area * stats.frames, stats.background_score, stats.is_present))
-    if not background.any() and stats.is_present.sum() > 1:
+    if not background.any():
         background[by_score[-1]] = True
-    elif background[stats.is_present].all():
+    elif background[stats.is_present].all() and stats.is_present.sum() > 1:
         background[by_score[-stats.is_present.sum()]] = False
     return background
 
@@ -41,7 +41,7 @@ def main_object(stats: ClusterStats) -> NDArray[np.bool_]:
     """The main object: the most persistent, central, inner, large and moving cluster, with its moving parts.
 
     Returns:
-        A mask over the clusters, shape (C,); never all of two or more clusters.
+        A mask over the clusters, shape (C,); never all of them: a single cluster does not stand out from anything.
     """
     score = (
         stats.persistence**PERSISTENCE_WEIGHT
@@ -53,7 +53,7 @@ def main_object(stats: ClusterStats) -> NDArray[np.bool_]:
     score[~stats.is_present] = -1
     best = score.argmax()
     main = np.zeros(len(score), bool)
-    main[best] = True
+    main[best] = stats.is_present.sum() > 1
     moving_parts = stats.is_present & (stats.energy > MOVING_ENERGY) & (score >= JOIN_SCORE * score[best])
     if moving_parts[best] and not moving_parts[stats.is_present].all():
         main |= moving_parts

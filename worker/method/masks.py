@@ -79,6 +79,7 @@ def decide_objects(
     min_area: float = 0.0,
     distances: FrameDistances | None = None,
     motion: NDArray[np.floating] | None = None,
+    is_background: NDArray[np.bool_] | None = None,
 ) -> ObjectDecision:
     """Decide for each cluster: background, an object with an id, or merged into its neighbours.
 
@@ -87,11 +88,12 @@ def decide_objects(
        smaller; the largest cluster always stays.
     2. Background, with `background=auto`: the clusters whose share of all border tokens exceeds their share of all
        tokens (background score above 0.5); if there is none among two or more clusters, the one with the highest
-       score. Motion is not used, since objects may rest. With `keep`, no cluster is background.
+       score. A single cluster is background. Motion is not used, since objects may rest. With `keep`, no cluster is
+       background.
     3. `mode=single` instead keeps one object (`foreground.main_object`) and makes all other clusters background,
        whatever `background` is.
 
-    With two or more clusters a result is therefore never all foreground (except with `keep`) and never all background.
+    A result is therefore never all foreground, except with `keep`, and with two or more clusters never all background.
 
     Source: the assignment is the last step of the method of Ding et al., arXiv:2311.17893 (Algorithm 1). Background,
     areas and the choice of a single object are additions.
@@ -106,6 +108,7 @@ def decide_objects(
             Required when `min_area` > 0.
         motion: Motion energy of each token in 0..1, shape (T, h, w), from `worker.method.motion.motion_energy`; None
             without motion.
+        is_background: The background clusters if they are known, bool, shape (C,); steps 2 and 3 are then skipped.
 
     Raises:
         ValueError: shapes or values do not fit, or `distances` is required and missing.
@@ -119,7 +122,9 @@ def decide_objects(
     counts = ClusterCounts.of(assignment, clusters, motion)
     counts, merged = _merge_small_clusters(assignment, counts, min_area, distances)
     stats = ClusterStats.of(counts)
-    if mode is Mode.single:
+    if is_background is not None:
+        groups = _separate_groups(stats.is_present & ~is_background)
+    elif mode is Mode.single:
         groups = main_object(stats).astype(np.intp)
     elif background is Background.auto:
         groups = _separate_groups(stats.is_present & ~background_clusters(stats))

@@ -225,15 +225,15 @@ def _combined(residuals: NDArray[np.float64]) -> tuple[NDArray[np.float32], floa
     # Each scaled by its own mean: over two frames an object moves farther than over one.
     level = np.maximum(residuals.mean((1, 2), keepdims=True), 1e-6)
     combined = np.sort(residuals / level, 0)[min(AGREEING, len(residuals) - 1)]
-    half = np.hypot(0.7 * _otsu(combined), noise / np.median(level))
+    half = np.hypot(0.7 * otsu_threshold(combined), noise / np.median(level))
     spread = combined.sum() ** 2 / max(float((combined**2).sum()), 1e-12) / combined.size  # share of moving patches
     confidence = np.clip((1 - spread - SCATTERED) / (CONCENTRATED - SCATTERED), 0, 1)
     return (combined**2 / (combined**2 + half**2)).astype(np.float32), float(confidence)
 
 
-def _otsu(values: NDArray[np.float64]) -> float:
-    """The threshold that maximises the variance between two classes of values (Otsu 1979)."""
-    ordered = np.sort(values, axis=None)
+def otsu_threshold(values: NDArray[np.floating]) -> float:
+    """The threshold that maximises the variance between two classes of two or more values (Otsu 1979)."""
+    ordered = np.sort(values, axis=None).astype(np.float64)
     below = np.arange(1, ordered.size)
     sums = np.cumsum(ordered)
     difference = sums[:-1] / below - (sums[-1] - sums[:-1]) / (ordered.size - below)

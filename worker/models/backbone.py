@@ -28,16 +28,31 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class ObjectCues:
+    """Quantities of the last layer that separate objects from background (`worker/method/object_scores.py`).
+
+    Attributes:
+        keys: Keys of the last attention layer, float32, shape (B, N, D).
+        saliency: Attention of the class token to the patches, float32, shape (B, N, heads).
+    """
+
+    keys: Tensor
+    saliency: Tensor
+
+
+@dataclass(frozen=True)
 class Projections:
     """Queries and keys of every patch.
 
     Attributes:
         queries: float32, shape (B, N, heads, d), not yet scaled by 1/sqrt(d).
         keys: float32, same shape.
+        cues: None where the backbone does not compute them.
     """
 
     queries: Tensor
     keys: Tensor
+    cues: ObjectCues | None = None
 
     def __post_init__(self) -> None:
         if self.queries.shape != self.keys.shape or self.queries.ndim != 4:
@@ -127,6 +142,7 @@ class Backbone(nn.Module):
         block: A trained block; its preprocessing, where it has one, replaces the other.
         dtype: dtype of the products inside the ViT. Residual stream, norms and results are always float32, which
             halves the error of pure bfloat16 and costs 5 % of the time.
+        with_cues: Whether `project` also returns object cues; requires a class token and learned positions.
 
     Raises:
         UnusableWeights: The block does not fit the ViT.
@@ -144,6 +160,7 @@ class Backbone(nn.Module):
         facet: str = "key",
         block: BlockWeights | None = None,
         dtype: torch.dtype = torch.float32,
+        with_cues: bool = False,
     ) -> None:
         super().__init__()
         if facet not in ("key", "token"):
@@ -166,6 +183,7 @@ class Backbone(nn.Module):
             raise UnusableWeights("DINO's positions need a ViT with learned positions, a class token and no registers")
         self.dtype = dtype
         self.batch_limit: int | None = None
+        self.with_cues = with_cues
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.register_buffer("std", std[:, None, None], persistent=False)
@@ -224,7 +242,12 @@ class Backbone(nn.Module):
                 Frames of another size are resized bilinearly without antialiasing, as the released code does.
         """
         parts = self._in_batches(frames, size, self._projections)
-        return Projections(_joined([part.queries for part in parts]), _joined([part.keys for part in parts]))
+        cues = [part.cues for part in parts if part.cues is not None]
+        return Projections(
+            _joined([part.queries for part in parts]),
+            _joined([part.keys for part in parts]),
+            ObjectCues(_joined([cue.keys for cue in cues]), _joined([cue.saliency for cue in cues])) if cues else None,
+        )
 
     def batch_size(self, size: tuple[int, int]) -> int:
         """Number of frames of (H, W) pixels that fit into the free memory; halved permanently after a failure."""
@@ -278,25 +301,35 @@ class Backbone(nn.Module):
         return (shares - self.mean) / self.std
 
     def _tokens(self, pixels: Tensor) -> Tensor:
-        x, rope = self._before_last(pixels)
+        return self._facet_tokens(*self._before_last(pixels))
+
+    def _facet_tokens(self, x: Tensor, rope: Tensor | None) -> Tensor:
         if self.facet == "key":
             return self.last.forward(self._patches(x)).keys.flatten(2)  # (B, N, D)
         x = self._layer(-1, x, rope)
         return self._patches(self.vit.norm(x)).float()
 
     def _projections(self, pixels: Tensor) -> Projections:
-        if self.block is not None:
-            return self.block.forward(self._tokens(pixels))
         x, rope = self._before_last(pixels)
+        cues = self._cues(x) if self.with_cues else None
+        if self.block is not None:
+            projections = self.block.forward(self._facet_tokens(x, rope))
+            return Projections(projections.queries, projections.keys, cues)
         own = self.last.forward(self._patches(x))
         if rope is None:
-            return own
+            return Projections(own.queries, own.keys, cues)
         half = bool(getattr(self.vit.blocks[-1].attn, "rotate_half", False))
         turned = [
             apply_rot_embed_cat(part.transpose(1, 2), rope.float(), half=half).transpose(1, 2)
             for part in (own.queries, own.keys)
         ]
         return Projections(*turned)
+
+    def _cues(self, x: Tensor) -> ObjectCues:
+        last = self.last.forward(x)  # (B, prefix + N, heads, d)
+        class_query = last.queries[:, 0] / self.last.head_dim**0.5
+        logits = torch.einsum("bhd,bnhd->bnh", class_query, last.keys)
+        return ObjectCues(self._patches(last.keys).flatten(2), self._patches(logits.float().softmax(1)))
 
     def _before_last(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """The residual stream before the last layer, and rotary positions where the model has them."""

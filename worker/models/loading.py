@@ -85,7 +85,14 @@ def load_model(
         exact = found.vit.kind == "released" or clustering is Clustering.windowed
         layers = choose_dtype(dtype, device=place, exact=exact)
         preprocessing = Preprocessing(entry.mean, entry.std)
-        backbone = Backbone(vit, preprocessing=preprocessing, facet=entry.facet, block=found.block, dtype=layers)
+        backbone = Backbone(
+            vit,
+            preprocessing=preprocessing,
+            facet=entry.facet,
+            block=found.block,
+            dtype=layers,
+            with_cues=entry.saliency,
+        )
     except UnusableWeights as error:
         raise WeightsInvalid(str(error) if entry is None else f"for {entry.name}: {error}") from error
     return LoadedModel(

@@ -9,17 +9,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uvos.contract import Format, Stage
+from uvos.contract import Background, Edges, Format, JobParams, Mode, Stage
 from worker.method.assignment import Assignment
 from worker.method.edges import draw_label_map, nearest_patch
-from worker.method.masks import ObjectDecision, decide_objects, renumber_as_drawn
+from worker.method.features import Features
+from worker.method.masks import FrameDistances, ObjectDecision, decide_objects, renumber_as_drawn
+from worker.method.object_tokens import separate_objects, single_object
 from worker.outputs.overlay import OverlayWriter
 from worker.outputs.png import write_png
 from worker.outputs.rle import RleWriter, Runs, RunsSpool
@@ -57,26 +59,16 @@ class LevelMasks:
 
 @contextmanager
 def draw_masks(
-    run: SegmentationRun, clip: Clip, assignments: list[Assignment], motion: NDArray[np.float32] | None
+    run: SegmentationRun, clip: Clip, assignments: list[Assignment], features: Features
 ) -> Iterator[list[LevelMasks]]:
     """Decide the objects of each level and draw all frames; the label maps are deleted when the block is left."""
     size, length = clip.video_size, len(clip.frames)
-    grid = PatchGrid(*assignments[0].labels.shape[1:])
-    decisions = [_decide(run, assignment, motion) for assignment in assignments]
+    params = run.params
+    objects = [_LevelObjects.of(params, assignment, features) for assignment in assignments]
+    decisions = [level_objects.decision for level_objects in objects]
 
     def draw(frame_index: int) -> list[Runs]:
-        label_maps = (
-            draw_label_map(
-                assignment.scores[frame_index],
-                grid,
-                size=size,
-                decision=decision,
-                edges=run.params.edges,
-                frame=clip.frames[frame_index],
-            )
-            for assignment, decision in zip(assignments, decisions, strict=True)
-        )
-        return [Runs.of(label_map) for label_map in label_maps]
+        return [Runs.of(level_objects.draw(frame_index, clip, params.edges)) for level_objects in objects]
 
     with ExitStack() as resources:
         spools = [resources.enter_context(RunsSpool(run.out, size)) for _ in assignments]
@@ -178,16 +170,75 @@ def write_tokens(path: Path, assignments: list[Assignment], motion: NDArray[np.f
         np.savez_compressed(path, labels=labels, motion=motion)
 
 
-def _decide(run: SegmentationRun, assignment: Assignment, motion: NDArray[np.float32] | None) -> ObjectDecision:
-    return decide_objects(
-        assignment.labels,
-        len(assignment.level.centroids),
-        mode=run.params.mode,
-        background=run.params.background,
-        min_area=run.params.min_area,
-        distances=assignment.scores,
-        motion=motion,
-    )
+def write_views(run: SegmentationRun, clip: Clip, assignments: list[Assignment], features: Features) -> None:
+    """Write the label maps of the main object and of the foreground, `levels/<tau>/{single,multi}/00000.png …`.
+
+    They are what `mode=single` and `mode=multi` with `background=auto` return, from the same clusters.
+    """
+    for assignment in assignments:
+        for mode in Mode:
+            params = run.params.model_copy(update={"mode": mode, "background": Background.auto})
+            objects = _LevelObjects.of(params, assignment, features)
+            folder = run.level_folder(assignment.level.tau) / mode.value
+            folder.mkdir()
+            for frame_index in range(len(clip.frames)):
+                label_map = objects.draw(frame_index, clip, params.edges)
+                write_png(folder / f"{frame_index:05d}.png", label_map, objects=len(objects.decision.objects))
+
+
+@dataclass(frozen=True)
+class _LevelObjects:
+    """The objects of a level, before they are drawn.
+
+    Attributes:
+        decision: The objects among the clusters, or among the objects and background of `object_tokens.py`.
+        distances: Distances of the tokens of each frame to these.
+        grid: The patches of a frame.
+    """
+
+    decision: ObjectDecision
+    distances: FrameDistances
+    grid: PatchGrid
+
+    @staticmethod
+    def of(params: JobParams, assignment: Assignment, features: Features) -> "_LevelObjects":
+        labels, clusters, grid = assignment.labels, len(assignment.level.centroids), assignment.labels.shape[1:]
+        scores = features.scores
+        if scores is None or (params.mode is Mode.multi and params.background is Background.keep):
+            decision = decide_objects(
+                labels,
+                clusters,
+                mode=params.mode,
+                background=params.background,
+                min_area=params.min_area,
+                distances=assignment.scores,
+                motion=features.motion,
+            )
+            return _LevelObjects(decision, assignment.scores, PatchGrid(*grid))
+        if params.mode is Mode.single:
+            tokens = single_object(clusters, scores.main)
+        else:
+            tokens = separate_objects(labels, assignment.scores, clusters, scores.foreground)
+        decision = decide_objects(
+            tokens.labels,
+            len(tokens.is_background),
+            min_area=params.min_area,
+            distances=tokens.distances,
+            is_background=tokens.is_background,
+        )
+        decision = replace(decision, background_clusters=tokens.background_clusters)
+        return _LevelObjects(decision, tokens.distances, PatchGrid(*grid))
+
+    def draw(self, frame_index: int, clip: Clip, edges: Edges) -> NDArray[np.uint16]:
+        """The label map of a frame."""
+        return draw_label_map(
+            self.distances[frame_index],
+            self.grid,
+            size=clip.video_size,
+            decision=self.decision,
+            edges=edges,
+            frame=clip.frames[frame_index],
+        )
 
 
 def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:

@@ -63,11 +63,17 @@ def write_manifest(
 
 def _level_warnings(levels: list[LevelMasks]) -> list[str]:
     counts = {level_name(level.assignment.level.tau): len(level.decision.objects) for level in levels}
-    return [
+    too_many = [
         f"level {name} has {count} objects: its PNGs are 16-bit grey"
         for name, count in counts.items()
         if count > MAX_PALETTE_ID
     ]
+    without = [
+        f"level {name} has no objects: nothing stands out from the background; background=keep returns all clusters"
+        for name, count in counts.items()
+        if count == 0
+    ]
+    return too_many + without
 
 
 def _level(run: SegmentationRun, level: LevelMasks) -> ManifestLevel:

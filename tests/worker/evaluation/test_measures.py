@@ -21,7 +21,8 @@ def quarters(frames=4):
 
 
 def found(labels, *, main=frozenset({1}), objects=frozenset({1, 2})):
-    return Segmentation(labels, main, objects, clusters=len(np.unique(labels)))
+    masks = (np.isin(labels, sorted(ids)) for ids in (main, objects))
+    return Segmentation(labels, *masks, clusters=len(np.unique(labels)))
 
 
 def test_the_best_cluster_is_one_for_the_whole_sequence_and_may_differ_in_each_frame():

@@ -8,7 +8,6 @@ from PIL import Image
 
 from worker import cli
 from worker.evaluation import baselines
-from worker.evaluation.segmenter import drawn_ids
 
 DEV = Path(__file__).parents[4] / "shared" / "data" / "davis16-dev"
 SIZE = (64, 96)
@@ -100,14 +99,6 @@ def test_the_main_object_is_found_on_real_videos(command, tmp_path):
     assert code == 0, err
     mean = json.loads(file.read_text())["mean"]
     assert mean["single J"] > 0.9 * mean["best-cluster J"] > 0.36  # everything: 0.06
-
-
-def test_a_cluster_is_found_by_its_patches_whatever_its_number_became():
-    assignment = np.array([[[0, 0, 2], [1, 1, 2]]], dtype=np.int32)
-    new_id = np.array([3, 1, 2], dtype=np.uint16)
-    labels = new_id[assignment].repeat(8, axis=1).repeat(8, axis=2)
-    labels[0, 5:11, :3] = 2  # a smooth edge strays
-    np.testing.assert_array_equal(drawn_ids(labels, assignment, 4), [3, 1, 2, 0])
 
 
 @pytest.mark.parametrize(

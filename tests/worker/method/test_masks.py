@@ -139,11 +139,11 @@ def test_a_result_is_never_degenerate(video, mode, background, data):
     motion = data.draw(st.none() | energies(assignment.shape))
     decision = decide_objects(assignment, clusters, mode=mode, background=background, motion=motion)
     labels = decision.object_ids[assignment]
-    assert labels.any()
-    if len(np.unique(assignment)) > 1 and (mode is Mode.single or background is Background.auto):
-        assert (labels == 0).any()
+    separates_background = mode is Mode.single or background is Background.auto
+    assert labels.any() == (len(np.unique(assignment)) > 1 or not separates_background)
+    assert (labels == 0).any() == separates_background
     if mode is Mode.single:
-        assert labels.max() == 1
+        assert labels.max() <= 1
 
 
 @pytest.mark.parametrize(("limit", "moving", "join"), [(-1.0, -1.0, 0.0), (0.3, 0.05, 0.5), (1.0, 2.0, 0.9)])
@@ -157,8 +157,8 @@ def test_no_choice_of_the_constants_makes_a_result_degenerate(limit, moving, joi
         patch.setattr(foreground, "MOVING_ENERGY", moving)
         patch.setattr(foreground, "JOIN_SCORE", join)
         labels = decide_objects(assignment, clusters, mode=mode, motion=motion).object_ids[assignment]
-    assert labels.any()
-    assert (labels == 0).any() == (len(np.unique(assignment)) > 1)
+    assert labels.any() == (len(np.unique(assignment)) > 1)
+    assert (labels == 0).any()
 
 
 @given(assignments(), st.sampled_from(Mode), st.sampled_from(Background))
@@ -213,9 +213,21 @@ def test_a_surrounded_object_is_separated_from_background_that_is_kept_on_reques
     assert with_background.objects[0].background_score > 0.5 > with_background.objects[1].background_score
 
 
-def test_a_video_of_one_cluster_is_one_object():
+def test_a_video_of_one_cluster_has_no_object_unless_background_is_kept():
+    assignment = np.zeros((2, 4, 4), int)
     for mode in Mode:
-        assert decide_objects(np.zeros((2, 4, 4), int), 1, mode=mode).object_ids.tolist() == [1]
+        decision = decide_objects(assignment, 1, mode=mode)
+        assert decision.object_ids.tolist() == [0]
+        assert decision.objects == ()
+    assert decide_objects(assignment, 1, background=Background.keep).object_ids.tolist() == [1]
+
+
+def test_known_background_replaces_the_rules():
+    assignment = np.zeros((3, 8, 8), int)
+    assignment[:, 3:5, 2:5] = 1
+    for mode in Mode:
+        decision = decide_objects(assignment, 2, mode=mode, is_background=np.array([False, True]))
+        assert decision.object_ids.tolist() == [1, 0]
 
 
 def test_the_main_object_is_central_persistent_and_no_speck():

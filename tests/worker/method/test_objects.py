@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from tests.videos import Scene, Shape, make_scene, write_video
-from uvos.contract import Edges, JobParams, Mode, Motion
+from uvos.contract import Background, Edges, JobParams, Manifest, Mode, Motion
 from uvos.models import MODELS
 from worker.evaluation.metrics import foreground_ari, matched_iou
-from worker.models.backbone import Projections
+from worker.models.backbone import ObjectCues, Projections
 from worker.models.loading import LoadedModel
 from worker.pipeline import segment
 from worker.run import SegmentationRun
@@ -54,6 +54,23 @@ class Colors:
         return Projections(2 * queries[:, :, None], keys[:, :, None])  # d = 4
 
 
+class SalientColors(Colors):
+    """As `Colors`, with object cues: the class token attends to patches that differ from the first; the keys are the
+    similarities of a patch to 125 colours, so that a linear function of them separates colours."""
+
+    def __init__(self, contrast: float) -> None:
+        self._contrast = contrast
+
+    def project(self, frames: Tensor, *, size: tuple[int, int]) -> Projections:
+        projections = super().project(frames, size=size)
+        colors = projections.queries[:, :, 0, :3] / 2
+        is_object = (colors - colors[:, :1]).norm(dim=-1, keepdim=True) > 1
+        saliency = (1 + self._contrast * is_object) / colors.shape[1]
+        levels = torch.linspace(0, 255 / SPREAD, 5)
+        keys = (-torch.cdist(colors, torch.cartesian_prod(levels, levels, levels)).square() / 2).exp()
+        return Projections(projections.queries, projections.keys, ObjectCues(keys, saliency))
+
+
 def a_disc_passes_behind_a_square_while_another_leaves() -> Scene:
     return make_scene(
         [
@@ -87,7 +104,7 @@ def id_of(prediction: np.ndarray, truth: np.ndarray, label: int) -> int:
     return int(np.bincount(prediction[truth == label]).argmax())
 
 
-def segmented(scene: Scene, folder: Path, **params) -> np.ndarray:
+def segmented(scene: Scene, folder: Path, backbone: Colors | None = None, **params) -> np.ndarray:
     """The label maps (T, H, W) that the pipeline writes for a scene."""
     out = folder / "out"
     out.mkdir()
@@ -96,7 +113,7 @@ def segmented(scene: Scene, folder: Path, **params) -> np.ndarray:
         SegmentationRun(
             source=write_video(folder / "clip.mp4", scene.frames, pix_fmt="yuv444p"),
             params=JobParams(tau=[1.0], model="tiny", motion=Motion.off, key_ratio=0.5, **params),
-            model=LoadedModel(Colors(), entry, "stub", "0" * 64, "0", "float32"),  # type: ignore[arg-type]
+            model=LoadedModel(backbone or Colors(), entry, "stub", "0" * 64, "0", "float32"),  # type: ignore[arg-type]
             out=out,
         )
     )
@@ -138,6 +155,34 @@ def test_mode_single_finds_the_only_object_of_a_scene(tmp_path):
     prediction = segmented(scene, tmp_path, mode=Mode.single)
     assert prediction.max() == 1
     assert matched_iou(prediction, scene.labels) >= MIN_MIOU
+
+
+@pytest.mark.parametrize("edges", Edges)
+def test_salient_objects_are_separated_from_the_background_by_their_scores(tmp_path, edges):
+    scene = a_disc_passes_behind_a_square_while_another_leaves()
+    prediction = segmented(scene, tmp_path, SalientColors(contrast=10), edges=edges)
+    assert is_good(prediction, scene.labels)
+    foreground = (prediction > 0, scene.labels > 0)
+    assert np.logical_and(*foreground).sum() > 0.85 * np.logical_or(*foreground).sum()
+
+
+def test_mode_single_returns_all_salient_objects_of_a_static_camera_as_one(tmp_path):
+    scene = a_square_is_gone_and_comes_back_elsewhere()
+    prediction = segmented(scene, tmp_path, SalientColors(contrast=10), mode=Mode.single)
+    assert prediction.max() == 1
+    assert matched_iou(prediction, 1 * (scene.labels > 0)) > MIN_MIOU
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_level_has_no_objects_and_a_warning_where_nothing_is_salient(tmp_path, mode):
+    scene = a_square_is_gone_and_comes_back_elsewhere()
+    assert not segmented(scene, tmp_path, SalientColors(contrast=0.5), mode=mode).any()
+    manifest = Manifest.model_validate_json((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest.levels[0].objects == []
+    assert any("nothing stands out" in warning for warning in manifest.warnings)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    assert segmented(scene, kept, SalientColors(contrast=0.5), background=Background.keep).all()
 
 
 @pytest.mark.parametrize(

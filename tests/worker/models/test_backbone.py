@@ -226,3 +226,33 @@ def test_the_gpu_gives_what_the_cpu_gives(dtype):
     wanted, found = cpu.patch_tokens(frames), gpu.patch_tokens(frames).cpu()
     assert (found - wanted).norm() / wanted.norm() < (1e-5 if dtype is torch.float32 else 0.02)
     assert gpu.batch_size((320, 480)) > 2
+
+
+def test_object_cues_are_the_last_layers_keys_and_the_attention_of_the_class_token():
+    entry = MODELS["dinov2-vits14-reg4"]
+    vit, frames = seeded_vit(entry), seeded_frames(3, 42, 56)
+    inputs: list[Tensor] = []
+    with_cues = Backbone(vit, preprocessing=preprocessing(entry), facet=entry.facet, with_cues=True)
+    hook = vit.blocks[-1].attn.qkv.register_forward_hook(
+        lambda _module, arguments, _result: inputs.append(arguments[0])
+    )
+    found = with_cues.project(frames)
+    with torch.no_grad():
+        with_cues.patch_tokens(frames)  # runs the last layer, whose attention is compared
+        hook.remove()
+        assert found.cues is not None
+        qkv = vit.blocks[-1].attn.qkv(torch.cat(inputs))
+    heads, depth = vit.blocks[-1].attn.num_heads, qkv.shape[-1] // (3 * vit.blocks[-1].attn.num_heads)
+    query, key, _ = qkv.double().reshape(3, -1, 3, heads, depth).unbind(2)
+    prefix = vit.num_prefix_tokens
+    for b in range(3):
+        for head in range(heads):
+            logits = key[b, :, head] @ query[b, 0, head] / depth**0.5
+            expected = logits.exp() / logits.exp().sum()
+            torch.testing.assert_close(
+                found.cues.saliency[b, :, head].double(), expected[prefix:], atol=1e-5, rtol=1e-3
+            )
+    torch.testing.assert_close(found.cues.keys.double(), key[:, prefix:].flatten(2), atol=1e-4, rtol=1e-4)
+    without = Backbone(vit, preprocessing=preprocessing(entry), facet=entry.facet).project(frames)
+    assert without.cues is None
+    torch.testing.assert_close(without.queries, found.queries)
