@@ -54,7 +54,12 @@ def boundaries(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
         Closed paths of corners (x, y), each of shape (V, 2). The mask is on the right of the direction of travel;
         edges are alternately horizontal and vertical, the first one horizontal.
     """
-    padded = np.pad(mask, 1).astype(np.int8)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows) == 0:
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    padded = np.pad(box, 1).astype(np.int8)
     horizontal = {((start, line), step): (end, line) for line, start, end, step in _edges(np.diff(padded, axis=0))}
     vertical = {((line, start), step): (line, end) for line, start, end, step in _edges(-np.diff(padded, axis=1).T)}
     paths = []
@@ -70,7 +75,7 @@ def boundaries(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
             step = -step if (vertex, -step) in horizontal or (vertex, -step) == first else step
             if (vertex, step) == first:
                 break
-        paths.append(np.array(path))
+        paths.append(np.array(path) + np.array([left, top]))
     return paths
 
 
@@ -94,18 +99,26 @@ def _inset(path: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _joined(paths: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """One closed path through all paths, the longest first."""
+    """One closed path: the longest path, with a detour by a bridge to each of the others.
+
+    Bridges start at the longest path only, so the time is linear in the number of parts.
+    """
     if not paths:
         raise ValueError("the mask is empty: a polygon needs at least one pixel")
-    joined, *others = sorted(paths, key=len, reverse=True)
+    longest, *others = sorted(paths, key=len, reverse=True)
+    detours: dict[int, list[NDArray[np.int64]]] = {}
     for path in others:
         theirs = 0
         for _ in range(BRIDGE_REFINEMENTS):
-            ours = _nearest(joined, path[theirs])
-            theirs = _nearest(path, joined[ours])
-        detour = np.roll(path, -theirs, axis=0)
-        joined = np.concatenate([joined[: ours + 1], detour, detour[:1], joined[ours:]])
-    return joined
+            ours = _nearest(longest, path[theirs])
+            theirs = _nearest(path, longest[ours])
+        rolled = np.roll(path, -theirs, axis=0)
+        detours.setdefault(ours, []).append(np.concatenate([rolled, rolled[:1], longest[ours : ours + 1]]))
+    pieces, start = [], 0
+    for ours, bridged in sorted(detours.items()):
+        pieces += [longest[start : ours + 1], *bridged]
+        start = ours + 1
+    return np.concatenate([*pieces, longest[start:]])
 
 
 def _nearest(path: NDArray[np.int64], point: NDArray[np.int64]) -> int:
