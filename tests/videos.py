@@ -105,7 +105,7 @@ def _texture(
     return np.clip(np.asarray(color) + noise, 0, 255).astype(np.uint8)
 
 
-def write_video(
+def write_video(  # noqa: PLR0913 - one parameter per property of a file
     path: Path,
     frames: NDArray[np.uint8],
     *,

@@ -62,7 +62,7 @@ def score(
     omit=("model", "format", "start", "end", "fps", "background", "min_area"),
     defaults={"edges": Edges.patch, "mode": "single for data sets with one object, else multi"},
 )
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one parameter per command line option
     dataset: Annotated[DatasetName, typer.Argument(help="Name of the data set.")],
     root: Annotated[Path, typer.Argument(help="Folder of the data set, in the published layout.")],
     given: dict[str, Any],

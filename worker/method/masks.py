@@ -70,7 +70,7 @@ class ObjectDecision:
             raise ValueError("expected at least one candidate cluster, got none")
 
 
-def decide_objects(
+def decide_objects(  # noqa: PLR0913 - one parameter per input of the rules
     assignment: NDArray[np.integer],
     clusters: int,
     *,

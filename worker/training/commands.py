@@ -79,7 +79,7 @@ def scenes(
 
 
 @app.command()
-def backbone(
+def backbone(  # noqa: PLR0913 - one parameter per command line option
     out: Annotated[Path, typer.Option(help="The weights' file to write.")],
     videos: Videos = [],  # noqa: B006 (typer copies it)
     frames: StoreFile = None,
@@ -142,7 +142,7 @@ def backbone(
 
 
 @app.command()
-def block(
+def block(  # noqa: PLR0913 - one parameter per command line option
     out: Annotated[Path, typer.Option(help="The block's file to write.")],
     model: Annotated[str, typer.Option(help="The frozen backbone: a name of `uvos-worker models`.")],
     videos: Videos = [],  # noqa: B006 (typer copies it)

@@ -49,7 +49,7 @@ BODY = (
 AFTER_RESPONSE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.1\r\n"
 
 
-def test_slow_connections_are_closed_and_others_are_answered(port: int) -> None:
+def test_slow_connections_are_closed_and_others_are_answered(port: int) -> None:  # noqa: C901 - one event loop
     openings = (SILENT, HEADERS, BODY, AFTER_RESPONSE)
     slow = {connect(port, openings[index % len(openings)]): index for index in range(CONNECTIONS)}
     opened_at = time.monotonic()
