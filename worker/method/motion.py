@@ -4,7 +4,6 @@ A departure from the paper, whose tokens are frame-wise (Section 3 of Ding et al
 arXiv:2311.17893): the features of a small model separate objects poorly, and common motion is a second cue.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from worker.threads import usable_cores
 from worker.video.clip import PatchGrid
 
 OFFSETS = (-2, -1, 1, 2)  # frames to which flow is computed from each frame
@@ -77,7 +77,7 @@ def motion_energy(
             energy[index], confidence[index] = _combined(np.stack([camera.residual(each) for each in flows]))
         return last
 
-    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MAX_THREADS), "motion")
+    pool = ThreadPoolExecutor(min(usable_cores(), MAX_THREADS), "motion")
     try:
         for done in pool.map(measure, range(0, count, RUN)):
             if on_progress is not None:

@@ -27,10 +27,11 @@ from worker.outputs.png import write_png
 from worker.outputs.rle import RleWriter, Runs, RunsSpool
 from worker.outputs.rounds import write_rounds
 from worker.run import SegmentationRun
+from worker.threads import usable_cores
 from worker.video.clip import Clip, PatchGrid
 from worker.video.decode import stream_frames
 
-DRAWING_THREADS = 2
+DRAWING_THREADS = min(usable_cores(), 2)
 FRAMES_AHEAD = 8  # frames that are processed before they are written; bounds memory and the delay of a cancellation
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uvos.errors import InvalidParameters, TooSmall, UnreadableVideo
+from worker.threads import usable_cores
 from worker.video.clip import Clip, model_size
 from worker.video.decoder_process import DecoderLost, DecoderProcess, OnFrameProgress
 from worker.video.inputs import DecoderInput, open_input
@@ -263,7 +264,7 @@ def _options(
 
 def _thread_counts() -> tuple[int, int]:
     """Decoder threads of the first attempt, and of the retry after `DecoderLost`."""
-    return min(len(os.sched_getaffinity(0)), MAX_THREADS), 1
+    return min(usable_cores(), MAX_THREADS), 1
 
 
 def _warnings(
