@@ -8,6 +8,7 @@ projections of a trained block. Without a trained block, q and k are those of th
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import timm
@@ -17,10 +18,11 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from worker.models.weights import BlockWeights, Preprocessing, UnusableWeights
+from worker.numerics.tile_pool import TilePool
 from worker.video.clip import PatchGrid
 
 OWN_ARCHITECTURE = "VisionTransformer"  # instead of a timm id: timm's class, constructed with the entry's options
-CPU_BATCH = 2  # larger batches gain no time on a CPU and cost memory
+CPU_BATCH = 8  # limit of frames at once, one per thread; a frame takes 80 MB with a ViT-S/8 at 320x480
 GPU_BATCH = 64  # 64 frames of the smallest grid saturate a large GPU
 GPU_SHARE = 0.5  # share of the free memory for a batch; the memory of a frame is only estimated
 
@@ -193,6 +195,10 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return self.mean.device
 
+    @cached_property
+    def _pool(self) -> TilePool:
+        return TilePool(torch.get_num_threads() if self.device.type == "cpu" else 1)
+
     @property
     def heads(self) -> int:
         """Number of heads of the projections."""
@@ -250,8 +256,11 @@ class Backbone(nn.Module):
         )
 
     def batch_size(self, size: tuple[int, int]) -> int:
-        """Number of frames of (H, W) pixels that fit into the free memory; halved permanently after a failure."""
-        limit = CPU_BATCH
+        """Number of frames of (H, W) pixels per batch: one per thread on a CPU, on a GPU what fits into free memory.
+
+        Halved permanently after a failure.
+        """
+        limit = min(CPU_BATCH, self._pool.threads)
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
@@ -277,8 +286,7 @@ class Backbone(nn.Module):
         start, count = 0, self.batch_size(size)
         while start < len(frames):
             try:
-                with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed):
-                    results.append(step(self._pixels(frames[start : start + count], size)))
+                results += self._in_threads(frames[start : start + count], size, step)
                 start += count
                 continue
             except torch.OutOfMemoryError:
@@ -288,6 +296,17 @@ class Backbone(nn.Module):
             torch.cuda.empty_cache()
             count = self.batch_limit = count // 2
         return results
+
+    def _in_threads(self, frames: Tensor, size: tuple[int, int], step: Callable[[Tensor], Result]) -> list[Result]:
+        """The results of a batch, split between the threads of the pool."""
+        results: dict[int, Result] = {}
+
+        def work(start: int, stop: int) -> None:
+            with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed):
+                results[start] = step(self._pixels(frames[start:stop], size))
+
+        self._pool.run(work, len(frames), self._pool.step(len(frames), len(frames)))
+        return [results[start] for start in sorted(results)]
 
     def _pixels(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         pixels = frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, H, W)

@@ -183,6 +183,27 @@ def test_bfloat16_stays_near_float32(name):
         assert 0 < (found - wanted).norm() / wanted.norm() < 0.03
 
 
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_projections_do_not_depend_on_the_number_of_threads(set_threads, dtype):
+    entry, frames = MODELS["tiny"], seeded_frames(5, 24, 40)
+    projections = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        backbone = Backbone(seeded_vit(entry), preprocessing=preprocessing(entry), dtype=dtype)
+        assert backbone.batch_size((24, 40)) == threads
+        projections.append(backbone.project(frames))
+    for other in projections[1:]:
+        assert torch.equal(other.queries, projections[0].queries)
+        assert torch.equal(other.keys, projections[0].keys)
+
+
 class NarrowBackbone(Backbone):
     """Runs out of memory with more than `most` frames at once."""
 
@@ -197,7 +218,8 @@ class NarrowBackbone(Backbone):
         return super()._pixels(frames, size)
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(small):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(small, set_threads):
+    set_threads(1)  # as on a GPU, where a batch is not split between threads
     entry = MODELS["tiny"]
     narrow = NarrowBackbone(seeded_vit(entry), preprocessing=preprocessing(entry))
     frames = seeded_frames(11, 24, 40)
