@@ -5,10 +5,10 @@ BIN := .venv/bin
 WEIGHTS := $(or $(UVOS_WEIGHTS_DIR),$(CURDIR)/.venv/weights)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-service chaos fuzz soak importers train-tiny clean
+.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-contention bench-service chaos fuzz soak importers train-tiny clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: .venv/.worker .venv/.weights ## start the service, send it the sample clip, write the result into out/, stop
 	@UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/python examples/demo.py
@@ -36,6 +36,9 @@ bench-gpu: ## the model part on a GPU: right, how fast, how near to the device's
 
 bench-memory: .venv/.worker ## memory of a video of 2,000 frames beside one of 200 (some minutes)
 	@$(BIN)/python -m benchmarks.memory
+
+bench-contention: .venv/.worker ## two jobs side by side in two processes, beside one alone (some minutes)
+	@$(BIN)/python -m benchmarks.contention
 
 bench-service: .venv/.worker ## how quick the service feels: first answer, a look at a job, the sample clip
 	@$(BIN)/python -m benchmarks.service
