@@ -19,52 +19,52 @@ up: .venv/.worker .venv/.weights ## start the service on http://127.0.0.1:8000 a
 test: .venv/.dev .venv/.weights ## run all tests
 	@$(BIN)/python -m pytest
 
-lint: .venv/.dev ## check style
+lint: .venv/.dev ## run ruff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: .venv/.dev ## check types
+types: .venv/.dev ## run mypy in strict mode
 	@$(BIN)/mypy -p uvos -p service -p worker
 
-check: lint types test ## all of it
+check: lint types test ## lint, types and tests
 
-bench: .venv/.dev ## attention and clustering beside the released procedure; writes docs/benchmarks.md (10 minutes)
+bench: .venv/.dev ## attention and clustering against plain PyTorch; writes docs/benchmarks.md (10 minutes)
 	@$(BIN)/python -m benchmarks.cpu
 
-bench-gpu: ## the model part on a GPU: right, how fast, how near to the device's own limits (PYTHON with torch, timm, numpy)
+bench-gpu: ## method on a GPU: correctness, speed, share of peak (PYTHON with torch, timm, numpy)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
-bench-memory: .venv/.worker ## memory of a video of 2,000 frames beside one of 200 (some minutes)
+bench-memory: .venv/.worker ## memory of 2,000 frames against 200 (a few minutes)
 	@$(BIN)/python -m benchmarks.memory
 
-bench-contention: .venv/.worker ## two jobs side by side in two processes, beside one alone (some minutes)
+bench-contention: .venv/.worker ## two jobs side by side against one alone (a few minutes)
 	@$(BIN)/python -m benchmarks.contention
 
-bench-service: .venv/.worker ## how quick the service feels: first answer, a look at a job, the sample clip
+bench-service: .venv/.worker ## latency of the API and duration of the sample clip
 	@$(BIN)/python -m benchmarks.service
 
-chaos: .venv/.dev ## kill and starve the service, count what is lost (10 minutes)
+chaos: .venv/.dev ## inject failures, count lost and repeated jobs (10 minutes or more)
 	@$(BIN)/python -m tests.chaos
 
-fuzz: .venv/.dev ## 10,000 mutated uploads over HTTP, and requests made from the OpenAPI (10 minutes)
+fuzz: .venv/.dev ## 10,000 mutated uploads over HTTP, and requests generated from OpenAPI (10 minutes)
 	@$(BIN)/python -m tests.service.fuzz
 
-soak: .venv/.dev ## post jobs for 30 minutes, watch memory and file descriptors
+soak: .venv/.dev ## post jobs for 30 minutes, check memory and file descriptors
 	@$(BIN)/python -m tests.chaos.soak
 
-importers: .venv/.importers ## have Datumaro, FiftyOne and Label Studio read the exports (2 GB of packages)
+importers: .venv/.importers ## read the exports with Datumaro, FiftyOne and Label Studio (2 GB of packages)
 	@rm -rf out/importers && $(BIN)/python -m tests.service.export.example out/importers
 	@.venv/importers/bin/python tests/service/export/importers.py out/importers
 	@rm -rf tests/service/export/verified && $(BIN)/python -m tests.service.export.example tests/service/export/verified
 	@rm tests/service/export/verified/label_maps.npy
 
-train-tiny: .venv/.worker ## train the packaged model again, from the folders in VIDEOS (see docs/models/tiny.md)
+train-tiny: .venv/.worker ## train the packaged model from the folders in VIDEOS (see docs/models/tiny.md)
 	@test -n "$(VIDEOS)" || { echo "name the folders of videos: make train-tiny VIDEOS='a b'"; exit 2; }
 	@mkdir -p out
 	@nice -n 10 $(BIN)/uvos-worker train backbone $(foreach folder,$(VIDEOS),--videos $(folder)) \
 		--steps 4000 --batch 4 --rate 6e-4 --seed 0 --out out/tiny.safetensors
 
-clean: ## remove what was installed and made
+clean: ## remove installed and generated files
 	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 
 .venv/bin/python:
