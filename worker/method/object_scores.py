@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
+from scipy.ndimage import convolve1d
 
 from worker.method.motion import otsu_threshold
 
@@ -50,6 +51,7 @@ def object_scores(
        not `MIN_CONTRAST` times that of the other tokens, no token is salient.
     2. Main object: motion energy times s / (s + 1), with s the score of step 1, is regressed likewise. If no token
        moves, it is the foreground.
+    3. Scores are limited to [0, 2] and averaged over three frames with weights 1, 2, 1.
 
     Args:
         keys: Keys of the last layer of all frames.
@@ -71,10 +73,11 @@ def object_scores(
     is_salient = bool(upper.any() and fitted[upper].mean() >= MIN_CONTRAST * fitted[~upper].mean())
     foreground = _normalised(probe(upper)) if is_salient else np.zeros(grid, np.float32)
     if motion is None or motion.max() <= MOVING_ENERGY:
+        foreground = smooth_over_time(foreground)
         return ObjectScores(foreground, foreground)
     gain = np.maximum(foreground, 0) / (np.maximum(foreground, 0) + 1) if is_salient else 1.0
     main = _normalised(probe(motion * gain))
-    return ObjectScores(np.maximum(foreground, main), main)
+    return ObjectScores(smooth_over_time(np.maximum(foreground, main)), smooth_over_time(main))
 
 
 def combined_saliency(saliency: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -97,6 +100,13 @@ def combined_saliency(saliency: NDArray[np.floating]) -> NDArray[np.float64]:
         weights = np.ones_like(means)
     combined: NDArray[np.float64] = saliency @ (weights / means / weights.sum())
     return combined
+
+
+def smooth_over_time(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores limited to [0, 2] and averaged over three frames with weights 1, 2, 1; shape (T, h, w) as given."""
+    weights = np.array([0.25, 0.5, 0.25], np.float32)
+    smoothed: NDArray[np.float32] = convolve1d(scores.clip(0, 2), weights, axis=0, mode="nearest")
+    return smoothed
 
 
 class FeatureRegression:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.method.object_scores import FeatureRegression, combined_saliency, object_scores
+from worker.method.object_scores import FeatureRegression, combined_saliency, object_scores, smooth_over_time
 
 T, H, W, D = 5, 10, 14, 24
 
@@ -99,6 +99,16 @@ def test_objects_get_several_times_the_attention_of_other_tokens(ratio, has_obje
     assert (scores.foreground > 1).any() == has_objects
     moving = object_scores(Rows(keys), saliency, first.astype(np.float32))
     assert agreement(moving.main, first) > 0.95  # a mover is an object in either case
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_scores_are_limited_and_averaged_over_three_frames(length):
+    scores = np.random.default_rng(0).normal(1, 2, (length, 3, 4)).astype(np.float32)
+    expected = np.empty_like(scores)
+    for t in range(length):
+        before, now, after = (np.clip(scores[min(max(t + step, 0), length - 1)], 0, 2) for step in (-1, 0, 1))
+        expected[t] = (before + 2 * now + after) / 4
+    np.testing.assert_allclose(smooth_over_time(scores), expected, atol=1e-6)
 
 
 def test_heads_that_attend_to_the_border_have_no_weight():
