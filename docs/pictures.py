@@ -30,7 +30,7 @@ REAL_FRAMES = (0, 12, 24, 36)
 ROWS = {
     "tau": [(f"tau {tau}", ["--tau", tau]) for tau in ("0.25", "1", "4")],
     "key_ratio": [(f"key_ratio {ratio}", ["--key-ratio", ratio]) for ratio in ("0.05", "0.2", "1")],
-    "edges": [(f"edges {edges}", ["--edges", edges]) for edges in ("patch", "smooth")],
+    "edges": [(f"edges {edges}", ["--edges", edges]) for edges in ("patch", "smooth", "fine")],
 }
 
 
