@@ -114,7 +114,7 @@ AFFINITY_TAU = {
     Affinity.qk: PAPER_TAU,
     # Measured with dinov2-vits14, see docs/method.md.
     Affinity.keys: {Mode.multi: 1.6, Mode.single: 1.6},
-    Affinity.spectral: {Mode.multi: 2.6, Mode.single: 2.6},
+    Affinity.spectral: {Mode.multi: 4.0, Mode.single: 4.0},
 }
 
 
