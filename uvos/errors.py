@@ -163,7 +163,10 @@ class UnsupportedCodec(UvosError):
 
 class TooManyFrames(UvosError):
     title, status = "Too many frames", 422
-    remedy = "Shorten the part with `start` and `end`, lower `fps`, or raise UVOS_MAX_FRAMES."
+    remedy = (
+        "Shorten the part with `start` and `end`, lower `fps` or `resolution`, or raise UVOS_MAX_FRAMES, or "
+        "UVOS_MAX_DECODED_BYTES if the limit is in bytes."
+    )
 
 
 class TooManyPixels(UvosError):
