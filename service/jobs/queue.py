@@ -181,7 +181,8 @@ class Broker:
 
     def running(self, owner: str | None) -> int:
         """The number of leased jobs of an owner."""
-        count: int = self.connection.zcount(_running(owner), int(time.time() * 1000), "+inf")
+        seconds, _ = self.connection.time()  # the clock of Redis, with which the leases were taken
+        count: int = self.connection.zcount(_running(owner), seconds * 1000, "+inf")
         return count
 
     # --- progress and events

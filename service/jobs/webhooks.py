@@ -70,7 +70,7 @@ class Webhooks:
         self.networks = networks
         self.view = view
         self.schedule = schedule
-        self._due_at: dict[str, datetime] = {}
+        self._due_at: dict[str, float] = {}  # monotonic clock
         self._sending: set[str] = set()
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook")
@@ -95,7 +95,7 @@ class Webhooks:
         """Start the deliveries that are due."""
         waiting = set(self.storage.pending_callbacks())
         self._due_at = {job_id: due for job_id, due in self._due_at.items() if job_id in waiting}
-        now = datetime.now(UTC)
+        now = time.monotonic()
         for job_id in waiting - self._sending:
             if self._due_at.get(job_id, now) <= now and self.storage.has_ended(job_id):
                 self._sending.add(job_id)
@@ -110,7 +110,7 @@ class Webhooks:
             self.storage.remove_callback(job_id)
         except Exception:
             log.exception("job %s: the webhook could not be sent", job_id)
-            self._due_at[job_id] = datetime.now(UTC) + timedelta(seconds=self.schedule.retry_delays_s[0])
+            self._due_at[job_id] = time.monotonic() + self.schedule.retry_delays_s[0]
         finally:
             self._sending.discard(job_id)
 
@@ -125,9 +125,9 @@ class Webhooks:
         if last is not None and last.next_at is None:  # the last attempt; its process died before it removed the marker
             self.storage.remove_callback(job_id)
             return
-        if last is not None and last.next_at is not None and last.next_at > now:
-            self._due_at[job_id] = last.next_at
-            return
+        if last is not None and last.next_at is not None and last.at <= now < last.next_at:
+            self._wait_until(job_id, last.next_at)
+            return  # unless the clock was set back since the attempt: then its schedule is not known
         status, error = self._send(record.callback_url, self.view(job_id), record.owner)
         delivery = self._delivery(1 if last is None else last.attempt + 1, now, status, error)
         self.storage.record_delivery(job_id, delivery)
@@ -135,7 +135,10 @@ class Webhooks:
         if delivery.next_at is None:
             self.storage.remove_callback(job_id)
         else:
-            self._due_at[job_id] = delivery.next_at
+            self._wait_until(job_id, delivery.next_at)
+
+    def _wait_until(self, job_id: str, at: datetime) -> None:
+        self._due_at[job_id] = time.monotonic() + (at - datetime.now(UTC)).total_seconds()
 
     def _send(self, url: str, job: JobView, owner: str | None) -> tuple[int | None, str | None]:
         """Send one webhook; the HTTP status of the response, or the error."""

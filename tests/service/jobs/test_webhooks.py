@@ -25,7 +25,7 @@ from service.app import create_app
 from service.jobs.webhooks import AddressRefused, check_url, is_allowed, post, secret_of, sign
 from service.settings import Settings
 from tests.chaos.stub_child import stub_video
-from uvos.contract import JobEnd, Status
+from uvos.contract import Delivery, JobEnd, Status
 from uvos.errors import InvalidParameters
 
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
@@ -126,6 +126,16 @@ def test_a_failed_delivery_is_retried_also_after_a_restart(enabled: Settings, re
         assert last_delivery(http, job_id, 3)["status"] == 204
     assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
     assert os.listdir(enabled.data_dir / "callbacks") == []
+
+
+def test_a_webhook_is_not_delayed_by_a_clock_that_was_set_back(enabled: Settings, receiver: Receiver) -> None:
+    with TestClient(create_app(enabled)) as http:
+        job_id = submit(http, receiver.url).json()["id"]
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        delivery = Delivery(attempt=1, at=tomorrow, status=500, next_at=tomorrow + timedelta(minutes=1))
+        http.app_state["jobs"].storage.record_delivery(job_id, delivery)
+        http.post(f"/jobs/{job_id}/cancel")
+        assert last_delivery(http, job_id, 2)["status"] == 204
 
 
 def test_two_api_processes_deliver_a_webhook_once(enabled: Settings, receiver: Receiver) -> None:
