@@ -21,10 +21,11 @@ def storage_full_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (ENOSPC, EDQUOT):
             raise
-        free = 0
+        free, missing = 0, "space"
         with suppress(OSError):
             free = shutil.disk_usage(folder).free
-        raise StorageFull("no space left on the storage disk", actual=free, retry_after_s=RETRY_AFTER_S) from error
+            missing = "space" if os.statvfs(folder).f_favail else "inodes"
+        raise StorageFull(f"no {missing} left on the storage disk", actual=free, retry_after_s=RETRY_AFTER_S) from error
 
 
 def replace_file(path: Path, data: bytes) -> None:

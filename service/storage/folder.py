@@ -32,7 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.storage.claims import ClaimLog, EndClaim, ExecutionClaim, UnreadableClaim
 from service.storage.durable import create_once, replace_file, storage_full_errors, sync_folder, sync_tree, write_synced
-from service.storage.uploads import Upload
+from service.storage.uploads import Upload, is_in_progress
 from uvos.contract import Delivery, JobEnd, JobParams, JobRecord, Motion, Status
 from uvos.errors import IdempotencyConflict, JobDamaged, JobNotFound, StorageFull
 
@@ -466,7 +466,7 @@ class Storage:
             except OSError as error:  # of this job's files only
                 log.error("job %s: cannot be swept: %s", job_id, error)
         for folder in (self.root / "uploads").iterdir():
-            if self._is_old(folder, now):
+            if self._is_old(folder, now) and not is_in_progress(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         for draft in (self.root / "keys").glob(".*"):
             if self._is_old(draft, now):

@@ -1,8 +1,10 @@
 """A video while it is uploaded."""
 
+import fcntl
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -20,6 +22,7 @@ class Upload:
         self._digest = hashlib.sha256()
         folder.mkdir(parents=True)
         self._file: BinaryIO = self.path.open("wb", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # until `__exit__`: `is_in_progress`
 
     def write(self, data: bytes) -> None:
         """Append `data`.
@@ -40,7 +43,6 @@ class Upload:
         """
         with storage_full_errors(self.folder):
             os.fsync(self._file.fileno())
-        self._file.close()
         return self._digest.hexdigest()
 
     def __enter__(self) -> Self:
@@ -49,3 +51,13 @@ class Upload:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)  # a submitted folder has been renamed and is not here
+
+
+def is_in_progress(folder: Path) -> bool:
+    """Whether a process is writing this upload; independent of clocks, which may jump."""
+    with suppress(OSError), (folder / "input").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -194,7 +194,9 @@ def test_sweep_removes_expired_jobs_and_orphans_in_time(storage: Storage) -> Non
     kept, expired, orphan = submit(storage), submit(storage, "k"), submit(storage)
     storage.finish(expired, end(Status.failed))
     (storage.root / "open" / orphan).unlink()  # as if the API died before it marked the job open
-    upload = storage.new_upload()  # as if the API died during an upload
+    broken = storage.root / "uploads" / "broken"  # as if the API died during an upload
+    broken.mkdir()
+    (broken / "input").write_bytes(b"video")
     now = datetime.now(UTC)
     assert storage.sweep(now) == []
     assert storage.sweep(now + timedelta(seconds=61)) == [expired]
@@ -203,7 +205,6 @@ def test_sweep_removes_expired_jobs_and_orphans_in_time(storage: Storage) -> Non
     assert storage.job_ids() == [kept]
     assert os.listdir(storage.root / "uploads") == []
     assert os.listdir(storage.root / "keys") == []
-    upload.__exit__()
 
 
 class JobLifecycle(RuleBasedStateMachine):
