@@ -17,7 +17,7 @@ from scipy.ndimage import convolve1d
 from worker.method.motion import otsu_threshold
 
 RIDGE = 0.1  # times the mean variance of a feature
-MIN_CONTRAST = 4.0  # of the saliency; 2.6 for a video of an empty road, 5.3 and more for 36 videos with objects
+MIN_CONTRAST = 4.0  # of the saliency; 2.6 for a video of an empty road, at least 5.3 for the videos with objects
 MOVING_ENERGY = 0.5  # a video in which no token exceeds it has no mover
 
 
