@@ -46,7 +46,7 @@ bench-service: .venv/.worker ## latency of the API and duration of the sample cl
 chaos: .venv/.dev ## inject failures, count lost and repeated jobs (10 minutes or more)
 	@$(BIN)/python -m tests.chaos
 
-fuzz: .venv/.dev ## 10,000 mutated uploads over HTTP, and requests generated from OpenAPI (10 minutes)
+fuzz: .venv/.dev ## 10,000 mutated uploads over HTTP, and requests generated from OpenAPI; then with webhooks, then with API keys (30 minutes)
 	@$(BIN)/python -m tests.service.fuzz
 
 soak: .venv/.dev ## post jobs for 30 minutes, check memory and file descriptors

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -229,7 +230,7 @@ def test_settings_of_hosts_and_limits(tmp_path: Path) -> None:
         wide = write_video(tmp_path / "wide.mp4", large)
         slow = write_video(tmp_path / "slow.mp4", frames[:4], fps=1)
         other = next(name for name, entry in MODELS.items() if not entry.is_packaged)
-        failures: tuple[tuple[str, int | None, Path, dict[str, object]], ...] = (
+        failures: tuple[tuple[str, int | None, Path, dict[str, Any]], ...] = (
             ("too-many-frames", 8, many, {}),
             ("too-many-pixels", 40_000, wide, {}),
             ("too-long", 2, slow, {}),
