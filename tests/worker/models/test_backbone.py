@@ -260,7 +260,8 @@ def test_object_cues_are_the_last_layers_keys_and_the_attention_of_the_class_tok
     )
     found = with_cues.project(frames)
     with torch.no_grad():
-        with_cues.patch_tokens(frames)  # runs the last layer, whose attention is compared
+        for frame in frames:  # one by one, since the frames of a batch run in parallel
+            with_cues.patch_tokens(frame[None])  # runs the last layer, whose attention is compared
         hook.remove()
         assert found.cues is not None
         qkv = vit.blocks[-1].attn.qkv(torch.cat(inputs))

@@ -235,7 +235,7 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch, save):
 
 def test_a_block_for_other_channels_is_refused():
     block = BlockWeights(torch.ones(96), torch.zeros(96), torch.ones(192, 96), heads=8)
-    with pytest.raises(UnusableWeights, match="96 channels, the ViT gives 384"):
+    with pytest.raises(UnusableWeights, match="expects 96 channels, the ViT has 384"):
         Backbone(small_vit(), preprocessing=Preprocessing((0, 0, 0), (1, 1, 1)), block=block)
 
 
