@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from worker.evaluation.datasets import DatasetName
 from worker.evaluation.measures import Measure
 
-PAPER_RESOLUTION = "320x480"
 MULTI_TAU, SINGLE_TAU = 1.0, 1.6
 
 

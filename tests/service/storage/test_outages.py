@@ -21,6 +21,7 @@ from service.storage.folder import Storage
 from tests.chaos.stub_child import stub_video
 from tests.worker.jobs.test_worker import end_of, running_worker, submit, warm_up, worker_info
 from uvos.contract import Status
+from worker.jobs.worker import SegmentWorker
 
 DAY = timedelta(days=1)
 NOBODY = 65534
@@ -96,6 +97,14 @@ def test_uploads_get_507_while_there_are_no_inodes_and_nothing_partial_stays(dis
     assert post(http) == 202
 
 
+def assert_recovers(worker: SegmentWorker, job_id: str) -> None:
+    worker.maintain()
+    assert worker_info(worker).problem is None
+    warm_up(worker)
+    worker.execute(job_id)
+    assert end_of(worker, job_id).status == Status.succeeded
+
+
 @pytest.mark.usefixtures("disk")
 def test_a_worker_without_inodes_waits_and_runs_its_jobs_afterwards(settings: Settings) -> None:
     with running_worker(settings) as worker:
@@ -107,11 +116,7 @@ def test_a_worker_without_inodes_waits_and_runs_its_jobs_afterwards(settings: Se
             worker.announce()
             assert "No space left" in (worker_info(worker).problem or "")
             assert worker.storage.open_jobs() == [job_id]
-        worker.maintain()
-        assert worker_info(worker).problem is None
-        warm_up(worker)
-        worker.execute(job_id)
-        assert end_of(worker, job_id).status == Status.succeeded
+        assert_recovers(worker, job_id)
 
 
 @needs_root
@@ -125,11 +130,7 @@ def test_a_worker_waits_while_its_folder_belongs_to_another_user(own_folder: Set
             worker.announce()
             assert "Permission denied" in (worker_info(worker).problem or "")
         assert worker.storage.open_jobs() == [job_id]
-        worker.maintain()
-        assert worker_info(worker).problem is None
-        warm_up(worker)
-        worker.execute(job_id)
-        assert end_of(worker, job_id).status == Status.succeeded
+        assert_recovers(worker, job_id)
 
 
 @needs_root
