@@ -33,7 +33,7 @@ ONLY: dict[str, set[str]] = {
     "service.settings": {"uvos.weights"},
     "service.storage": {"uvos.contract", "uvos.errors", "service.storage."},
     "service.export": {"uvos.", "service.export."},
-    "service.jobs.queue": {"uvos.contract"},
+    "service.jobs.queue": {"uvos.contract", "service.jobs.scripts"},
     "service.jobs": {"uvos.", "service.jobs.", "service.storage.", "service.settings"},
     "worker.video.clip": set(),
     "worker.numerics.spool": set(),

@@ -155,7 +155,7 @@ class Jobs:
             with self._queue_errors():
                 progress = self.broker.progress(record.id)
                 if progress is None:
-                    position = self.broker.position(record.id)
+                    position = self.broker.position(record.id, owner=record.owner)
                 estimate = self.estimates.of(record, progress, position)
             end = self.storage.end(record.id)  # it may have ended since
         view = compose(record, end, progress, position, estimate)
@@ -197,7 +197,7 @@ class Jobs:
         )
         if self.storage.end(record.id) is None and self.storage.finish(record.id, end):
             with suppress(QueueUnavailable), self._queue_errors():  # a worker that pops the job finds that it has ended
-                self.broker.dequeue(record.id)
+                self.broker.dequeue(record.id, owner=record.owner)
                 self.broker.publish_end(record.id)
         return self.view(self.storage.record(record.id))
 

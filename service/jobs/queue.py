@@ -15,6 +15,7 @@ from rq import Queue
 from rq.exceptions import DuplicateJobError
 from rq.serializers import JSONSerializer
 
+from service.jobs.scripts import DROP_LOST_JOB, LEAD, RELEASE_LEASE, RENEW_LEASE, RESIGN, TAKE_LEASE, UNPARK
 from uvos.contract import QUEUE, TASK, JobProgress, JobTiming, QueueMessage, WorkerInfo
 
 PROGRESS_TTL_S = 24 * 3600
@@ -22,42 +23,8 @@ EVENTS_KEPT = 500
 TIMINGS_KEPT = 20  # per model; estimates come from the latest jobs
 WORKER_TTL_S = 15
 RESPONSE_TIMEOUT_S = 2.0  # redis-py with its default retries waits up to 59 s for a frozen server
-
-# If a job is neither leased nor queued, remove what Redis still holds of it, so that it can be queued again. One atomic
-# step: otherwise a worker could pop the job in between.
-DROP_LOST_JOB = """
-if redis.call('EXISTS', KEYS[1]) == 1 or redis.call('LPOS', KEYS[2], ARGV[1]) then return 0 end
-redis.call('LREM', KEYS[3], 0, ARGV[1])
-redis.call('DEL', KEYS[4])
-return 1
-"""
-
-# Take the lease of a job that has none, if its owner is below the limit.
-# KEYS: the lease; the owner's leases as a sorted set, execution -> expiry.
-# ARGV: execution; milliseconds; the owner's limit of running jobs (0: no limit).
-TAKE_LEASE = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-if ARGV[3] ~= '0' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
-return 1
-"""
-
-# Renew or release a lease only if this execution holds it.
-RENEW_LEASE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local time = redis.call('TIME')
-redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2], ARGV[1])
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-RELEASE_LEASE = """
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
+PARKED = "uvos:parked"  # hash: job -> owner, of the jobs that wait because their owner has too many running
+LEADER = "uvos:leader"
 
 
 def connect(url: str, *, response_timeout_s: float | None = RESPONSE_TIMEOUT_S) -> "redis.Redis":
@@ -115,26 +82,35 @@ class Broker:
                 at_front=at_front,
             )
 
-    def dequeue(self, job_id: str) -> None:
+    def dequeue(self, job_id: str, *, owner: str | None) -> None:
         """Remove a job from the queue."""
         with self.connection.pipeline() as pipeline:
             pipeline.lrem(self.queue.key, 0, job_id)
             pipeline.lrem(self.queue.intermediate_queue_key, 0, job_id)
+            pipeline.zrem(_parked(owner), job_id)
+            pipeline.hdel(PARKED, job_id)
             pipeline.delete(f"rq:job:{job_id}", _progress(job_id))
             pipeline.execute()
 
-    def position(self, job_id: str) -> int | None:
-        """The number of jobs before this one; None if it is not queued."""
-        position = self.connection.lpos(self.queue.key, job_id)
+    def position(self, job_id: str, *, owner: str | None) -> int | None:
+        """The number of jobs before this one, for a parked job those of its owner; None if it does not wait."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            pipeline.lpos(self.queue.key, job_id)
+            pipeline.zrank(_parked(owner), job_id)
+            queued, parked = pipeline.execute()
+        position = queued if queued is not None else parked
         return position if isinstance(position, int) else None
 
     def length(self) -> int:
-        count: int = self.connection.llen(self.queue.key)
-        return count
+        """The number of waiting jobs."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            pipeline.llen(self.queue.key)
+            pipeline.hlen(PARKED)
+            return sum(pipeline.execute())
 
     def drop_lost(self, job_id: str) -> bool:
-        """Remove what Redis holds of a job that is neither leased nor queued; whether it may be queued again."""
-        keys = (_lease(job_id), self.queue.key, self.queue.intermediate_queue_key, f"rq:job:{job_id}")
+        """Remove what Redis holds of a job that is neither leased nor waiting; whether it may be queued again."""
+        keys = (_lease(job_id), self.queue.key, self.queue.intermediate_queue_key, f"rq:job:{job_id}", PARKED)
         return bool(self.connection.eval(DROP_LOST_JOB, len(keys), *keys, job_id))
 
     def popped(self) -> list[str]:
@@ -151,25 +127,54 @@ class Broker:
             pipeline.execute()
 
     def lost(self, job_ids: list[str]) -> list[str]:
-        """Those of the jobs that are neither queued nor leased, in the given order."""
-        if not job_ids:
-            return []
+        """Those of the jobs that are neither waiting nor leased, in the given order."""
         with self.connection.pipeline(transaction=False) as pipeline:
             pipeline.lrange(self.queue.key, 0, -1)
-            for job_id in job_ids:
+            pipeline.hkeys(PARKED)
+            queued, parked = pipeline.execute()
+        waiting = {item.decode(errors="replace") for item in (*queued, *parked)}
+        candidates = [job_id for job_id in job_ids if job_id not in waiting]
+        if not candidates:
+            return []
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for job_id in candidates:
                 pipeline.exists(_lease(job_id))
-            queued, *leases = pipeline.execute()
-        waiting = {item.decode(errors="replace") for item in queued}
-        return [job_id for job_id, lease in zip(job_ids, leases, strict=True) if not lease and job_id not in waiting]
+            leases = pipeline.execute()
+        return [job_id for job_id, lease in zip(candidates, leases, strict=True) if not lease]
+
+    def unpark(self, limit: int | None) -> None:
+        """Queue the oldest parked job of each owner with fewer than `limit` running jobs."""
+        owners: list[Any] = self.connection.hvals(PARKED)
+        for owner in {name.decode(errors="replace") for name in owners}:
+            keys = (_running(owner), _parked(owner), PARKED, self.queue.key, _unparked(owner))
+            self.connection.eval(UNPARK, len(keys), *keys, limit or 0)
+
+    # --- leader
+
+    def lead(self, name: str, seconds: float) -> bool:
+        """Become or remain the leader, for this time; False if another worker is."""
+        return bool(self.connection.eval(LEAD, 1, LEADER, name, int(seconds * 1000)))
+
+    def resign(self, name: str) -> None:
+        """Cease to be the leader."""
+        self.connection.eval(RESIGN, 1, LEADER, name)
 
     # --- leases
 
     def take_lease(
         self, job_id: str, execution: str, seconds: float, *, owner: str | None, limit: int | None = None
     ) -> bool:
-        """Lease a job; False if it is leased already or its owner has `limit` jobs running."""
-        arguments = (execution, int(seconds * 1000), limit or 0 if owner is not None else 0)
-        return bool(self.connection.eval(TAKE_LEASE, 2, _lease(job_id), _running(owner), *arguments))
+        """Lease a job; False if it is leased already or its owner has `limit` jobs running.
+
+        In the second case the job is parked: it is queued at the front when a job of its owner releases its lease.
+        """
+        keys = (_lease(job_id), _running(owner), _parked(owner), PARKED)
+        limit = limit or 0 if owner is not None else 0
+        return bool(
+            self.connection.eval(
+                TAKE_LEASE, len(keys), *keys, execution, int(seconds * 1000), limit, job_id, owner or ""
+            )
+        )
 
     def renew_lease(self, job_id: str, execution: str, seconds: float, *, owner: str | None) -> bool:
         """Extend a lease; False if this execution no longer holds it."""
@@ -177,13 +182,9 @@ class Broker:
         return bool(self.connection.eval(RENEW_LEASE, 2, *keys, execution, int(seconds * 1000)))
 
     def release_lease(self, job_id: str, execution: str, *, owner: str | None) -> None:
-        self.connection.eval(RELEASE_LEASE, 2, _lease(job_id), _running(owner), execution)
-
-    def running(self, owner: str | None) -> int:
-        """The number of leased jobs of an owner."""
-        seconds, _ = self.connection.time()  # the clock of Redis, with which the leases were taken
-        count: int = self.connection.zcount(_running(owner), seconds * 1000, "+inf")
-        return count
+        """Release a lease if this execution holds it; the next parked job of the owner may run."""
+        keys = (_lease(job_id), _running(owner), _parked(owner), PARKED, self.queue.key, _unparked(owner))
+        self.connection.eval(RELEASE_LEASE, len(keys), *keys, execution)
 
     # --- progress and events
 
@@ -261,6 +262,14 @@ def _lease(job_id: str) -> str:
 
 def _running(owner: str | None) -> str:
     return f"uvos:running:{owner or ''}"
+
+
+def _parked(owner: str | None) -> str:
+    return f"uvos:parked:{owner or ''}"
+
+
+def _unparked(owner: str | None) -> str:
+    return f"uvos:unparked:{owner or ''}"
 
 
 def _timings(model: str) -> str:

@@ -83,7 +83,7 @@ class Execution:
         try:
             self._owner = self.host.storage.record(self.job_id).owner
             if self.host.storage.has_ended(self.job_id) or not self.take_lease():
-                return  # `recover` queues it again when there is no lease and the owner is below the limit
+                return
         except JobNotFound:
             return
         except OSError as error:

@@ -1,7 +1,7 @@
 """Requeue lost jobs: every open job that is neither leased nor queued.
 
 This one rule covers a killed worker, a Redis that lost its data, and an API process that died between storage and
-queue. RQ's own registries of executions, retries and failures are not used.
+queue. RQ's own registries of executions, retries and failures are not used. One worker, the leader, does this for all.
 """
 
 import logging
@@ -16,25 +16,33 @@ log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 60.0
 LOST_AFTER_SIGHTINGS = 2  # in sequence: a job between queue and lease looks lost for a moment
+LEADER_TERM = 3.0  # recovery intervals; then another worker may become the leader
+MIN_LEADER_TERM_S = 3.0  # a worker may be in a blocking call for a second between two passes
 
 
 class Recovery:
     """Finds and requeues lost jobs; removes expired ones."""
 
-    def __init__(self, settings: Settings, storage: Storage, broker: Broker) -> None:
+    def __init__(self, settings: Settings, storage: Storage, broker: Broker, *, name: str) -> None:
         self.settings = settings
+        self.name = name
+        """The name of the worker."""
         self.storage = storage
         self.broker = broker
         self._sightings: dict[str, int] = {}
         self._swept_at = 0.0
 
     def run(self) -> None:
-        """One pass.
+        """One pass, if this worker is or becomes the leader.
 
         Raises:
             redis.RedisError: Redis does not respond.
         """
+        term_s = max(MIN_LEADER_TERM_S, LEADER_TERM * self.settings.recovery_interval_s)
+        if not self.broker.lead(self.name, term_s):
+            return
         self._requeue_lost()
+        self.broker.unpark(self.settings.max_running_per_key)
         for job_id in self.broker.popped():
             if self.has_ended(job_id):
                 self.broker.ack(job_id, has_ended=True)
@@ -42,6 +50,10 @@ class Recovery:
             self._swept_at = time.monotonic()
             for job_id in self.storage.sweep():
                 log.info("job %s expired", job_id)
+
+    def resign(self) -> None:
+        """Let another worker become the leader, before this one runs a job."""
+        self.broker.resign(self.name)
 
     def _requeue_lost(self) -> None:
         lost = self.broker.lost(self.storage.open_jobs())
@@ -55,9 +67,7 @@ class Recovery:
     def _requeue(self, job_id: str) -> None:
         if self.has_ended(job_id):
             self.storage.purge(job_id)
-        elif (
-            self._sightings[job_id] >= LOST_AFTER_SIGHTINGS and self._may_run(job_id) and self.broker.drop_lost(job_id)
-        ):
+        elif self._sightings[job_id] >= LOST_AFTER_SIGHTINGS and self.broker.drop_lost(job_id):
             log.warning("job %s was not in the queue; queued again", job_id)
             self.broker.enqueue(job_id, at_front=True)
 
@@ -67,14 +77,3 @@ class Recovery:
             return self.storage.has_ended(job_id)
         except JobNotFound:
             return True
-
-    def _may_run(self, job_id: str) -> bool:
-        """Whether the owner is below the limit of running jobs."""
-        limit = self.settings.max_running_per_key
-        if limit is None:
-            return True
-        try:
-            owner = self.storage.record(job_id).owner
-        except JobNotFound:
-            return False
-        return owner is None or self.broker.running(owner) < limit

@@ -64,7 +64,8 @@ class SegmentWorker(Worker):
         self.storage = storage
         self.broker = Broker(connect(url), job_timeout_s=settings.job_timeout_s)
         self.child = child or Child(settings)
-        self.recovery = Recovery(settings, storage, self.broker)
+        name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self.recovery = Recovery(settings, storage, self.broker, name=name)
         self.stop_at: float | None = None
         self.child_problem: str | None = "the models are being loaded"
         self.storage_problem: str | None = None
@@ -79,7 +80,7 @@ class SegmentWorker(Worker):
                     self.broker.queue.name, connection=connect(url, response_timeout_s=None), serializer=JSONSerializer
                 )
             ],
-            name=f"{socket.gethostname()}-{secrets.token_hex(4)}",
+            name=name,
             connection=connect(url, response_timeout_s=None),
             serializer=JSONSerializer,
             log_job_description=False,
@@ -109,9 +110,11 @@ class SegmentWorker(Worker):
             self.child.kill()
             with suppress(redis.RedisError):
                 self.broker.retire_worker(self.name)
+                self.recovery.resign()
 
     def execute(self, job_id: str) -> None:
         """Run a job unless it has ended or another worker runs it."""
+        self.recovery.resign()
         self.execution_type(self, job_id).run()
 
     def keep_child_warm(self) -> bool:

@@ -34,15 +34,15 @@ def test_enqueue_queues_a_job_once(broker: Broker) -> None:
     for _ in range(3):
         broker.enqueue("a")
     assert broker.length() == 1
-    assert broker.position("a") == 0
+    assert broker.position("a", owner=None) == 0
     broker.enqueue("b", at_front=True)
-    assert (broker.position("b"), broker.position("a")) == (0, 1)
+    assert (broker.position("b", owner=None), broker.position("a", owner=None)) == (0, 1)
 
 
 def test_dequeue_removes_every_trace_of_a_job(broker: Broker) -> None:
     broker.enqueue("a")
-    broker.dequeue("a")
-    assert broker.position("a") is None
+    broker.dequeue("a", owner=None)
+    assert broker.position("a", owner=None) is None
     assert not broker.connection.exists("rq:job:a")
 
 
@@ -72,9 +72,60 @@ def test_leases_are_limited_per_owner(broker: Broker) -> None:
     wait_until_expired(broker, "b")
     assert broker.take_lease("d", "4", 60, owner="ada", limit=2)  # the lease of b has expired
     assert not broker.take_lease("e", "5", 60, owner="ada", limit=2)
-    assert broker.running("ada") == 2
     broker.release_lease("a", "1", owner="ada")
     assert broker.take_lease("e", "5", 60, owner="ada", limit=2)
+
+
+def pop(broker: Broker) -> str | None:
+    """Pop a job as RQ does."""
+    job_id: bytes | None = broker.connection.lmove(broker.queue.key, broker.queue.intermediate_queue_key)
+    return None if job_id is None else job_id.decode()
+
+
+def test_jobs_above_the_running_limit_of_their_owner_keep_their_place(broker: Broker) -> None:
+    for job_id in ("a1", "a2", "a3", "b1"):
+        broker.enqueue(job_id)
+    for expected in ("a1", "a2", "a3"):
+        assert pop(broker) == expected
+        assert broker.take_lease(expected, "e", 60, owner="ada", limit=1) is (expected == "a1")
+        broker.ack(expected, has_ended=False)
+    assert [broker.position(job_id, owner="ada") for job_id in ("a1", "a2", "a3")] == [None, 0, 1]
+    assert broker.length() == 3
+    assert broker.lost(["a1", "a2", "a3", "b1"]) == []
+    assert not broker.drop_lost("a2")
+    broker.release_lease("a1", "e", owner="ada")
+    broker.enqueue("a4")
+    assert [pop(broker) for _ in range(4)] == ["a2", "b1", "a4", None]
+    broker.dequeue("a3", owner="ada")
+    assert broker.length() == 0
+
+
+def test_a_parked_job_is_queued_when_the_worker_of_the_running_one_died(broker: Broker) -> None:
+    broker.take_lease("a1", "e", 0.05, owner="ada", limit=1)
+    for job_id in ("a2", "a3"):
+        assert not broker.take_lease(job_id, "e", 60, owner="ada", limit=1)
+    broker.unpark(1)
+    assert pop(broker) is None
+    wait_until_expired(broker, "a1")
+    broker.unpark(1)
+    broker.unpark(1)  # the first one still waits
+    assert (pop(broker), pop(broker)) == ("a2", None)
+    broker.unpark(None)  # the limit was raised
+    assert pop(broker) == "a3"
+    assert broker.length() == 0
+
+
+def test_one_worker_at_a_time_is_the_leader(broker: Broker) -> None:
+    assert broker.lead("first", 60)
+    assert broker.lead("first", 60)
+    assert not broker.lead("second", 60)
+    broker.resign("second")
+    assert not broker.lead("second", 60)
+    broker.resign("first")
+    assert broker.lead("second", 0.001)
+    while broker.connection.exists("uvos:leader"):
+        time.sleep(0.001)
+    assert broker.lead("first", 60)
 
 
 def test_a_job_that_is_neither_queued_nor_leased_is_lost(broker: Broker) -> None:
@@ -93,7 +144,7 @@ def test_a_job_whose_worker_died_after_the_pop_can_be_queued_again(broker: Broke
     assert broker.popped() == ["a"]
     assert broker.drop_lost("a")
     broker.enqueue("a")
-    assert broker.position("a") == 0
+    assert broker.position("a", owner=None) == 0
     assert broker.popped() == []
 
 
