@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -160,6 +161,12 @@ def test_start_end_and_fps_select_frames(client: Client, service_url: str, tmp_p
     job = client.wait(client.submit(video, start=1, end=2, fps=5))
     manifest = get(service_url, job.links.manifest).json()
     np.testing.assert_allclose(manifest["video"]["pts_s"], [1.0, 1.2, 1.4, 1.6, 1.8], atol=0.02)
+    numbers = [10, 12, 14, 16, 18]
+    assert manifest["video"]["source_frames"] == numbers
+    level = job.links.levels[0]
+    assert [frame["source_frame"] for frame in get(service_url, level.rle).json()["frames"]] == numbers
+    assert [image["source_frame"] for image in get(service_url, level.coco).json()["images"]] == numbers
+    assert re.findall(r'<image id="(\d+)"', get(service_url, level.cvat_images).text) == [str(n) for n in numbers]
 
 
 @pytest.mark.data

@@ -28,6 +28,7 @@ ONLY: dict[str, set[str]] = {
     "uvos.weights": {"uvos.models"},
     "uvos.options": {"uvos.contract", "uvos.errors"},
     "uvos.progress": set(),
+    "uvos.palette": set(),
     "uvos.client": {"uvos.contract", "uvos.rle"},
     "uvos": {"uvos."},
     "service.settings": {"uvos.weights"},
@@ -86,7 +87,8 @@ ONLY: dict[str, set[str]] = {
     "worker.method.object_scores": {"worker.method.motion"},
     "worker.method.object_tokens": {"worker.method.masks"},
     "worker.method.edges": {"worker.method.masks", "worker.video.clip", "uvos.contract"},
-    "worker.outputs": {"worker.outputs.", "uvos.contract"},
+    "worker.outputs": {"worker.outputs.", "uvos.contract", "uvos.palette"},
+    "worker.outputs.source": {"worker.outputs.mp4", "worker.run", "worker.video.", "uvos.contract"},
     "worker.outputs.drawing": {
         "worker.outputs.",
         "worker.method.assignment",
@@ -102,6 +104,7 @@ ONLY: dict[str, set[str]] = {
     },
     "worker.outputs.manifest": {
         "worker.outputs.",
+        "uvos.palette",
         "worker.method.features",
         "worker.run",
         "worker.video.decode",

@@ -32,7 +32,17 @@ MAX_PAUSE_S = 5.0
 RETRY_STATUSES = {429, 502, 503, 504}
 
 ExportFormat = Literal[
-    "masks_zip", "rle", "overlay", "coco", "youtube_vis", "cvat", "cvat_images", "label_studio", "yolo", "mots"
+    "masks_zip",
+    "rle",
+    "overlay",
+    "frames",
+    "coco",
+    "youtube_vis",
+    "cvat",
+    "cvat_images",
+    "label_studio",
+    "yolo",
+    "mots",
 ]
 
 
@@ -199,8 +209,8 @@ class Client:
         for level in job.links.levels:
             folder = out / "levels" / f"{level.tau:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            names = {"rle.json": level.rle, "masks.zip": level.masks_zip, "overlay.mp4": level.overlay}
-            for name, link in names.items():
+            files = [("rle.json", level.rle), ("masks.zip", level.masks_zip), ("overlay.mp4", level.overlay)]
+            for name, link in [*files, ("frames.zip", level.frames)]:
                 if link is not None:
                     yield self.download(link, folder / name)
 

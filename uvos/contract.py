@@ -79,6 +79,7 @@ class Format(StrEnum):
     png = "png"
     rle = "rle"
     overlay = "overlay"
+    frames = "frames"
 
 
 Tau = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
@@ -97,8 +98,9 @@ class SegmentParams(StrictSchema):
     """multi: all objects; single: the main object only."""
     model: str | None = Field(None, max_length=64, examples=["tiny"])
     """Model name, as GET /models lists it. Default: the default model of the service."""
-    format: list[Format] = Field(default=[Format.png, Format.rle], min_length=1, max_length=3)
-    """Files to write: palette PNG, COCO RLE (always written), overlay MP4; repeat for several."""
+    format: list[Format] = Field(default=[Format.png, Format.rle], min_length=1, max_length=4)
+    """Files to write: palette PNG, COCO RLE (always written), overlay MP4, frames as JPEG in the size of the video;
+    repeat for several."""
     start: float | None = Field(None, ge=0, allow_inf_nan=False, examples=[0.0])
     """Start of the part to segment, in seconds. Default: start of the video."""
     end: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[10.0])
@@ -361,6 +363,8 @@ class LevelLinks(Schema):
     """COCO RLE of every object in every frame."""
     overlay: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/overlay.mp4?tau=1"])
     """Video with coloured masks drawn over it, H.264."""
+    frames: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/frames.zip?tau=1"])
+    """Segmented frames as JPEG with their masks: `JPEGImages/00000.jpg …`, `Annotations/00000.png …`."""
     coco: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/coco.json?tau=1"])
     """COCO instances."""
     youtube_vis: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/youtube-vis.json?tau=1"])
@@ -390,6 +394,10 @@ class Links(Schema):
     """POST to cancel the job."""
     manifest: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/manifest.json"])
     """Manifest of the result, once succeeded."""
+    source: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/source.mp4"])
+    """Video of exactly the segmented frames, at most 640 pixels on its longer side, H.264, once succeeded."""
+    thumbnail: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/thumbnail.jpg"])
+    """The middle frame, at most 320 pixels on its longer side, JPEG, once succeeded."""
     levels: list[LevelLinks] = Field(default_factory=list)
     """Results, once succeeded: one entry per tau, in the requested order."""
 
@@ -486,6 +494,8 @@ class ManifestVideo(Schema):
     """Mean frames per second; None for a single frame."""
     pts_s: list[float] = Field(examples=[[0.0, 0.0417]])
     """Presentation time of each frame, seconds."""
+    source_frames: list[int] | None = Field(None, examples=[[0, 1]])
+    """Number of each frame among the decoded frames of the file, from 0; None if unknown."""
     rotation: int = Field(examples=[0])
     """Applied rotation, degrees clockwise."""
     sample_aspect_ratio: str = Field(examples=["1:1"])
@@ -617,6 +627,8 @@ class RleFrame(Schema):
     """Frame index from 0; also the index into `pts_s` of the manifest."""
     time: float = Field(examples=[0.0417])
     """Presentation time, seconds."""
+    source_frame: int | None = Field(None, examples=[1])
+    """Number of the frame among the decoded frames of the file, from 0; None if unknown."""
     objects: list[RleObject]
     """Objects in this frame, ordered by id; masks do not overlap."""
 

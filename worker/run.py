@@ -27,7 +27,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Extras:
-    """Additional outputs for inspecting the method."""
+    """Additional outputs."""
 
     tokens: bool = False
     """`tokens.npz`: the cluster of every token before background is separated, and its motion energy if computed."""
@@ -35,6 +35,8 @@ class Extras:
     """`levels/<tau>/{single,multi}/00000.png …`: results of both modes with `background=auto`, for the evaluation."""
     rounds: bool = False
     """`levels/<tau>/rounds/<round>/00000.png …`: the groups after each round of the clustering, on patches."""
+    source: bool = False
+    """`source.mp4` and `thumbnail.jpg`: the segmented frames, so that they stay with the result."""
 
 
 def ignore_progress(stage: Stage, done: int, total: int | None) -> None:

@@ -1,15 +1,16 @@
 """Results of a job: masks, RLE, overlay, manifest, and the formats rendered from the RLE."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel
 
 from service.api.dependencies import PublishedResult
 from service.api.problems import problems
-from service.export import coco, cvat, label_studio, mots, yolo, youtube_vis
+from service.export import coco, cvat, frames, label_studio, mots, yolo, youtube_vis
+from service.export.archive import stream_archive
 from uvos.contract import Manifest, RleDocument, RoundsDocument
 from uvos.errors import InvalidParameters, JobNotFound, ResultNotFound, ResultNotReady
 
@@ -106,6 +107,31 @@ def overlay(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
     return FileResponse(result.file(tau, "overlay.mp4"), media_type="video/mp4", headers=IMMUTABLE)
 
 
+@router.get("/source.mp4", response_class=FileResponse, responses=binary("video/mp4"))
+def source(result: PublishedResult) -> FileResponse:
+    """Video of exactly the segmented frames, at most 640 pixels on its longer side (H.264); it starts at 0 s."""
+    return FileResponse(result.shared_file("source.mp4"), media_type="video/mp4", headers=IMMUTABLE)
+
+
+@router.get("/thumbnail.jpg", response_class=FileResponse, responses=binary("image/jpeg"))
+def thumbnail(result: PublishedResult) -> FileResponse:
+    """The middle frame, at most 320 pixels on its longer side."""
+    return FileResponse(result.shared_file("thumbnail.jpg"), media_type="image/jpeg", headers=IMMUTABLE)
+
+
+@router.get("/frames.zip", response_class=Response, responses=rendered("application/zip", "Frames and masks"))
+def frames_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+    """Segmented frames as JPEG in the size of the video, with their masks as palette PNG: `JPEGImages/00000.jpg …`,
+    `Annotations/00000.png …`."""
+    images = result.images()
+    return _render(
+        result.tag(tau, "frames"),
+        lambda: stream_archive(frames.entries(result.rle(tau), result.manifest_level(tau), images)),
+        "application/zip",
+        if_none_match,
+    )
+
+
 @router.get("/youtube-vis.json", response_class=Response, responses=rendered("application/json", "YouTube-VIS results"))
 def youtube_vis_json(
     result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None
@@ -200,8 +226,13 @@ def mots_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNon
     )
 
 
-def _render(tag: str, render: Callable[[], str | bytes], media_type: str, if_none_match: str | None) -> Response:
+def _render(
+    tag: str, render: Callable[[], str | bytes | Iterator[bytes]], media_type: str, if_none_match: str | None
+) -> Response:
     headers = IMMUTABLE | {"ETag": tag}
     if if_none_match is not None and tag in (etag.strip().removeprefix("W/") for etag in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
-    return Response(render(), media_type=media_type, headers=headers)
+    content = render()
+    if isinstance(content, str | bytes):
+        return Response(content, media_type=media_type, headers=headers)
+    return StreamingResponse(content, media_type=media_type, headers=headers)

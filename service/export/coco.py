@@ -5,7 +5,7 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from service.export.conventions import CATEGORY_ID, LABEL, image_name, score
+from service.export.conventions import CATEGORY_ID, LABEL, frame_fields, image_name, score
 from uvos.contract import Manifest, ManifestLevel, RleDocument
 
 
@@ -13,7 +13,8 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
     """The data set of one level, as JSON.
 
     Segmentations are compressed COCO RLE with `iscrowd` 0. The object id is `track_id`, also under `attributes`, where
-    CVAT and Datumaro read it. Image ids count from 1; `frame_index` and `time_s` belong to the result and the video.
+    CVAT and Datumaro read it. Image ids count from 1; `frame_index` is the index in the result, `source_frame` and
+    `time_s` are the number and the time of the frame in the file.
 
     Source: cocodataset.org, "Data format", object detection.
     """
@@ -25,8 +26,7 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
             "file_name": image_name(manifest, frame.index),
             "height": height,
             "width": width,
-            "frame_index": frame.index,
-            "time_s": frame.time,
+            **frame_fields(frame),
         }
         for frame in document.frames
     ]

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from service.export.conventions import LABEL, image_name
+from service.export.conventions import LABEL, image_name, source_number
 from service.export.polygons import outline
 from uvos import rle
 from uvos.contract import Manifest, RleDocument, RleMask
@@ -43,9 +43,9 @@ Keyframe = tuple[int, str]
 def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks.mask) -> str:
     """CVAT for video 1.1: the XML of one level.
 
-    `group_id` is the object id, and so is the `id` of a track that contains the whole object. `frame` counts the
-    frames of the result, as `pts_s` of the manifest does: with `start`, `end` or `fps` they are not all frames of the
-    video. A shape marked `outside` ends a track in the first frame without the object; later shapes resume it.
+    `group_id` is the object id, and so is the `id` of a track that contains the whole object. `frame` is the number of
+    the frame in the file, as CVAT counts the frames of a task made of that file. A shape marked `outside` ends a track
+    in the first segmented frame without the object; later shapes resume it.
 
     Source: docs.cvat.ai, "XML annotation format", version 1.1, section on interpolation; masks as CVAT writes them.
     """
@@ -54,6 +54,7 @@ def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks
     for position, frame in enumerate(document.frames):
         for instance in frame.objects:
             keyframes.setdefault(instance.id, []).append((position, _geometry(instance.rle, shapes)))
+    numbers = [source_number(frame) for frame in document.frames]
     lines = []
     track_count = 0
     for object_id, of_object in sorted(keyframes.items()):
@@ -61,7 +62,7 @@ def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks
             track_id = track_count if tracks is Tracks.mask else object_id
             track_count += 1
             lines.append(f'  <track id="{track_id}" label="{LABEL}" source="auto" group_id="{object_id}">')
-            lines += _track(track, shapes, len(document.frames))
+            lines += _track(track, shapes, numbers)
             lines.append("  </track>")
     return _annotations(document, manifest, shapes, "interpolation", lines)
 
@@ -69,16 +70,16 @@ def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks
 def render_images(document: RleDocument, manifest: Manifest, *, shapes: Shapes = Shapes.mask) -> str:
     """CVAT for images 1.1: the XML of one level.
 
-    `group_id` is the object id. CVAT matches `name` in tasks made of images, `id` (the frame index) in tasks made of a
-    video.
+    `group_id` is the object id. CVAT matches `name` in tasks made of images, `id` (the number of the frame in the file)
+    in tasks made of a video.
 
     Source: docs.cvat.ai, "XML annotation format", version 1.1, section on annotation; masks as CVAT writes them.
     """
     height, width = document.size
     lines = []
-    for position, frame in enumerate(document.frames):
+    for frame in document.frames:
         name = quoteattr(_text(image_name(manifest, frame.index)))
-        lines.append(f'  <image id="{position}" name={name} width="{width}" height="{height}">')
+        lines.append(f'  <image id="{source_number(frame)}" name={name} width="{width}" height="{height}">')
         lines += [
             f'    <{shapes} label="{LABEL}" source="auto" occluded="0" {_geometry(instance.rle, shapes)} z_order="0" '
             f'group_id="{instance.id}"></{shapes}>'
@@ -88,13 +89,13 @@ def render_images(document: RleDocument, manifest: Manifest, *, shapes: Shapes =
     return _annotations(document, manifest, shapes, "annotation", lines)
 
 
-def _track(track: list[Keyframe], shapes: Shapes, frame_count: int) -> list[str]:
-    """The elements of one track: every shape, and the end of every run of consecutive frames."""
+def _track(track: list[Keyframe], shapes: Shapes, numbers: list[int]) -> list[str]:
+    """The elements of one track: every shape, and the end of every run of consecutive frames, numbered by `numbers`."""
     elements = []
-    for (frame, geometry), (next_frame, _) in pairwise([*track, (frame_count, "")]):
-        elements.append(_keyframe(frame, geometry, shapes, outside=False))
+    for (frame, geometry), (next_frame, _) in pairwise([*track, (len(numbers), "")]):
+        elements.append(_keyframe(numbers[frame], geometry, shapes, outside=False))
         if next_frame > frame + 1:
-            elements.append(_keyframe(frame + 1, geometry, shapes, outside=True))
+            elements.append(_keyframe(numbers[frame + 1], geometry, shapes, outside=True))
     return elements
 
 

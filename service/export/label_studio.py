@@ -7,7 +7,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from service.export.conventions import LABEL, image_name, score
+from service.export.conventions import LABEL, frame_fields, image_name, score
 from uvos import rle
 from uvos.contract import Manifest, ManifestLevel, RleDocument, RleFrame, RleObject
 
@@ -34,13 +34,12 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
     Source: labelstud.io, "Import pre-annotated data", section on brush segmentation.
     """
     scores = {summary.id: score(summary) for summary in level.objects}
-    tasks = [
+    tasks: list[dict[str, Any]] = [
         {
             "data": {
                 "image": f"/data/local-files/?d={quote(image_name(manifest, frame.index))}",
                 "video": manifest.video.name,
-                "frame_index": frame.index,
-                "time_s": frame.time,
+                **frame_fields(frame),
             },
             "predictions": [_prediction(frame, f"uvos {manifest.model.name}, tau {level.name}", scores)],
         }

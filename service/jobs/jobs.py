@@ -248,6 +248,7 @@ def links(record: JobRecord, end: JobEnd | None) -> Links:
     if end is None or end.status != Status.succeeded:
         return links
     links.manifest = f"{base}/manifest.json"
+    links.source, links.thumbnail = f"{base}/source.mp4", f"{base}/thumbnail.jpg"
     for tau in record.params.tau:
         query = f"?tau={level_name(tau)}"
         level = LevelLinks(
@@ -266,6 +267,8 @@ def links(record: JobRecord, end: JobEnd | None) -> Links:
             level.masks_zip, level.mask = f"{base}/masks.zip{query}", f"{base}/masks/{{frame}}.png{query}"
         if Format.overlay in record.params.format:
             level.overlay = f"{base}/overlay.mp4{query}"
+        if Format.frames in record.params.format:
+            level.frames = f"{base}/frames.zip{query}"
         links.levels.append(level)
     return links
 

@@ -70,6 +70,33 @@ class Result:
             )
         return path
 
+    def shared_file(self, name: str) -> Path:
+        """A file that all levels share.
+
+        Raises:
+            ResultNotFound: The job has no such file.
+        """
+        path = self.folder / name
+        if not path.exists():
+            raise ResultNotFound(f"this job has no {name}", actual=name)
+        return path
+
+    def images(self) -> Path:
+        """The folder of the frames as JPEG.
+
+        Raises:
+            ResultNotFound: The format `frames` was not requested.
+        """
+        path = self.folder / "frames"
+        if not path.is_dir():
+            formats = ", ".join(item.value for item in self.job.params.format)
+            raise ResultNotFound(
+                f"this job has no frames: submit the video with format=frames (the requested formats are {formats})",
+                limit=formats,
+                actual="frames",
+            )
+        return path
+
     def rle(self, tau: float | None) -> RleDocument:
         """The RLE document of a level."""
         return _parse(RleDocument, self.file(tau, "rle.json"))

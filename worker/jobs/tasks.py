@@ -19,7 +19,7 @@ from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopp
 from worker.models.loading import LoadedModel, choose_device, load_model
 from worker.numerics.choose import choose_backend
 from worker.pipeline import segment
-from worker.run import Budget, SegmentationRun
+from worker.run import Budget, Extras, SegmentationRun
 from worker.video.request import DecodeLimits
 
 log = logging.getLogger(__name__)
@@ -217,6 +217,7 @@ def segment_video(run: Run, runner: TaskRunner) -> JobTiming:
                 out=out,
                 budget=budget_of(runner.settings),
                 name=record.video_name,
+                extras=Extras(source=True),
                 job_id=run.job_id,
                 on_progress=reporter.on_progress,
                 on_workload=reporter.on_work,

@@ -8,7 +8,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -22,16 +22,18 @@ from worker.method.edges import draw_label_map, nearest_patch
 from worker.method.features import Features
 from worker.method.masks import FrameDistances, ObjectDecision, decide_objects, renumber_as_drawn
 from worker.method.object_tokens import separate_objects, single_object
-from worker.outputs.overlay import OverlayWriter
+from worker.outputs.mp4 import Mp4Writer
+from worker.outputs.overlay import blend
 from worker.outputs.png import write_png
 from worker.outputs.rle import RleWriter, Runs, RunsSpool
 from worker.outputs.rounds import write_rounds
+from worker.outputs.source import SourceWriter, original_frames
 from worker.run import SegmentationRun
 from worker.threads import usable_cores
 from worker.video.clip import Clip, PatchGrid
-from worker.video.decode import stream_frames
 
 DRAWING_THREADS = min(usable_cores(), 2)
+OVERLAY_ENCODER = {"crf": "21"}
 FRAMES_AHEAD = 8  # frames that are processed before they are written; bounds memory and the delay of a cancellation
 
 T = TypeVar("T")
@@ -88,13 +90,12 @@ def draw_masks(
 
 
 def write_masks(run: SegmentationRun, clip: Clip, levels: list[LevelMasks]) -> None:
-    """Write the requested formats of all levels into `levels/<tau>/`."""
+    """Write the requested formats of all levels into `levels/<tau>/`, and the frames themselves."""
     length = len(clip.frames)
     with ExitStack() as resources:
         writers = [resources.enter_context(_LevelWriter(run, clip, level)) for level in levels]
-        frames: Iterator[NDArray[np.uint8]] | None = None
-        if Format.overlay in run.params.format:
-            frames = resources.enter_context(closing(stream_frames(run.decode_request, work=run.out)))
+        frames = resources.enter_context(original_frames(run, clip))
+        source = resources.enter_context(SourceWriter(run, clip))
         pool = resources.enter_context(ThreadPoolExecutor(DRAWING_THREADS))
 
         def encode(frame_index: int) -> list[_EncodedFrame]:
@@ -102,6 +103,8 @@ def write_masks(run: SegmentationRun, clip: Clip, levels: list[LevelMasks]) -> N
 
         for frame_index, encoded in enumerate(_map_in_order(pool, encode, length)):
             frame = None if frames is None else next(frames)
+            if frame is not None:
+                source.write(frame)
             for writer, encoded_frame in zip(writers, encoded, strict=True):
                 writer.write(encoded_frame, frame)
             run.on_progress(Stage.masks, frame_index + 1, length)
@@ -113,6 +116,7 @@ def write_masks(run: SegmentationRun, clip: Clip, levels: list[LevelMasks]) -> N
 @dataclass(frozen=True)
 class _EncodedFrame:
     pts_s: float
+    source_frame: int | None
     counts: dict[int, str]
     label_map: NDArray[np.uint16]
 
@@ -122,14 +126,15 @@ class _LevelWriter:
 
     def __init__(self, run: SegmentationRun, clip: Clip, level: LevelMasks) -> None:
         self._level, self._pts_s = level, clip.pts_s.tolist()
+        self._source_frames = clip.source_frames
         folder = run.level_folder(level.assignment.level.tau)
         self._png_folder = folder / "masks" if Format.png in run.params.format else None
         (self._png_folder or folder).mkdir(parents=True)
         self._files = ExitStack()
         self._rle = self._files.enter_context(RleWriter(folder / "rle.json", clip.video_size))
-        self._overlay: OverlayWriter | None = None
+        self._overlay: Mp4Writer | None = None
         if Format.overlay in run.params.format:
-            overlay = OverlayWriter(folder / "overlay.mp4", clip.video_size, clip.pts_s)
+            overlay = Mp4Writer(folder / "overlay.mp4", clip.video_size, clip.pts_s, **OVERLAY_ENCODER)
             self._overlay = self._files.enter_context(overlay)
 
     def __enter__(self) -> Self:
@@ -144,12 +149,13 @@ class _LevelWriter:
         if self._png_folder is not None:
             path = self._png_folder / f"{frame_index:05d}.png"
             write_png(path, label_map, objects=len(self._level.decision.objects))
-        return _EncodedFrame(self._pts_s[frame_index], runs.counts(), label_map)
+        number = None if self._source_frames is None else self._source_frames[frame_index]
+        return _EncodedFrame(self._pts_s[frame_index], number, runs.counts(), label_map)
 
     def write(self, encoded: _EncodedFrame, frame: NDArray[np.uint8] | None) -> None:
-        self._rle.write(encoded.pts_s, encoded.counts)
+        self._rle.write(encoded.pts_s, encoded.counts, encoded.source_frame)
         if self._overlay is not None and frame is not None:
-            self._overlay.write(frame, encoded.label_map)
+            self._overlay.write(blend(frame, encoded.label_map))
 
 
 def write_clustering_rounds(run: SegmentationRun, clip: Clip, levels: list[LevelMasks]) -> None:

@@ -14,9 +14,9 @@ from uvos.contract import (
     ManifestVideo,
     level_name,
 )
+from uvos.palette import MAX_PALETTE_ID, color
 from worker.method.features import KeyFrames
 from worker.outputs.drawing import LevelMasks
-from worker.outputs.png import MAX_PALETTE_ID, color
 from worker.run import SegmentationRun
 from worker.video.decode import DecodedVideo
 
@@ -37,7 +37,12 @@ def write_manifest(
     manifest = Manifest(
         job_id=run.job_id,
         created_at=datetime.now(UTC),
-        video=ManifestVideo(name=run.video_name, pts_s=video.clip.pts_s.tolist(), **asdict(info)),
+        video=ManifestVideo(
+            name=run.video_name,
+            pts_s=video.clip.pts_s.tolist(),
+            source_frames=None if video.clip.source_frames is None else list(video.clip.source_frames),
+            **asdict(info),
+        ),
         params=run.params.model_dump(mode="json"),
         model=ManifestModel(
             name=model.entry.name,

@@ -161,11 +161,13 @@ class RleWriter:
         self._file = path.open("w", encoding="ascii")
         self._file.write(f'{{"size":{json.dumps(self._size, separators=(",", ":"))},"frames":[')
 
-    def write(self, time: float, counts: Mapping[int, str]) -> None:
-        """Append the next frame: its time in seconds and the `counts` of its objects by id."""
+    def write(self, time: float, counts: Mapping[int, str], source_frame: int | None = None) -> None:
+        """Append the next frame: its time in seconds, the `counts` of its objects by id, its number in the file."""
+        number = {} if source_frame is None else {"source_frame": source_frame}
         frame = {
             "index": self._frames,
             "time": time,
+            **number,
             "objects": [
                 {"id": label, "rle": {"size": self._size, "counts": text}} for label, text in sorted(counts.items())
             ],

@@ -34,11 +34,13 @@ class Clip:
         pts_s: Presentation time of each frame in seconds from the start of the video, float64, shape (T,).
         video_size: (H, W) in pixels of the video, rotation applied; differs from the size of `frames` if these were
             decoded to the model's input resolution.
+        source_frames: Number of each frame among the decoded frames of the file, from 0; None if unknown.
     """
 
     frames: NDArray[np.uint8]
     pts_s: NDArray[np.float64]
     video_size: tuple[int, int]
+    source_frames: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or len(self.frames) < 1:

@@ -220,13 +220,14 @@ def _read_clip(
     size = frame_size.decode_size(header.size)
     decoder.set_size(size)
     partial = PartialClip(spool, size, header.size)
-    times = []
+    times, numbers = [], []
     while True:
         if on_partial_clip is not None and not decoder.has_output():
             on_partial_clip(partial)
-        if (time_s := decoder.next_frame()) is None:
+        if (frame := decoder.next_frame()) is None:
             break
-        times.append(time_s)
+        times.append(frame.time_s)
+        numbers.append(frame.source_frame)
         partial.count += 1
     summary = decoder.summary
     assert summary is not None
@@ -245,7 +246,9 @@ def _read_clip(
         frame_count=len(times),
     )
     warnings = tuple(_warnings(header, summary, frame_size, size))
-    return DecodedVideo(Clip(frames, np.array(times), header.size), info, warnings, decoder.sandbox)
+    known = [number for number in numbers if number is not None]
+    clip = Clip(frames, np.array(times), header.size, tuple(known) if len(known) == len(times) else None)
+    return DecodedVideo(clip, info, warnings, decoder.sandbox)
 
 
 def _options(

@@ -90,14 +90,16 @@ def decode(source: VideoFile | PicturePack, options: DecoderOptions) -> None:
 
     kept = resized = 0
     selector = FrameSelector(options.part, options.limits.max_duration_s, origin, source.frame_s)
-    for frame, time_s in selector.select(frames):
+    for frame, time_s, index in selector.select(frames):
         check_room(kept, 3 * height * width, options)
         resized += (frame.width, frame.height) != (first.width, first.height)
         rows = converter.rows(frame)
         kept += 1
         if options.spool_fd is not None:  # pixels first: an announced frame is complete
             write_rows(options.spool_fd, rows)
-        send(FrameMessage(number=kept, time_s=time_s))
+        first_number = source.first_number
+        number = None if first_number is None else first_number + index
+        send(FrameMessage(number=kept, time_s=time_s, source_frame=number))
         if options.spool_fd is None:
             write_rows(sys.stdout.fileno(), rows)
     if not selector.passed_end and source.ends_early():
@@ -149,11 +151,12 @@ class FrameSelector:
     assumed_times: int = 0
     """Number of frames without a time, or with a time before the previous frame."""
 
-    def select(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float]]:
+    def select(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[VideoFrame, float, int]]:
+        """The frames of the part with their times and their positions in `frames`."""
         part = self.part
         part_start: float | None = None
         last_step = -1
-        for frame in frames:
+        for index, frame in enumerate(frames):
             time = round(frame.time - self.origin, 9) if frame.time is not None else -1.0
             if time <= self.last_s or time < 0:
                 time = max(self.last_s + self.frame_s, 0.0)
@@ -172,7 +175,7 @@ class FrameSelector:
                 last_step = step
             if time - part_start > self.max_duration_s:
                 raise too_long(time - part_start, self.max_duration_s)
-            yield frame, time
+            yield frame, time, index
 
 
 class RgbConverter:

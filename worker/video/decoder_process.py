@@ -165,8 +165,8 @@ class DecoderProcess:
         poll.register(self._stdout, select.POLLIN)
         return b"\n" in self._buffer or bool(poll.poll(0))
 
-    def next_frame(self) -> float | None:
-        """Wait for the next frame; returns its time in seconds, None after the last frame."""
+    def next_frame(self) -> FrameMessage | None:
+        """Wait for the next frame; None after the last frame."""
         message = self._message()
         if isinstance(message, DecodeSummary):
             if message.frames != self.frames:
@@ -177,7 +177,7 @@ class DecoderProcess:
         if not isinstance(message, FrameMessage) or message.number != min(self.frames + 1, self.limits.max_frames):
             raise UnreadableVideo("the decoder announced frames out of order")
         self.frames += 1
-        return message.time_s
+        return message
 
     def read_into(self, pixels: memoryview) -> None:
         """Read the bytes that follow a frame message."""

@@ -82,6 +82,8 @@ class FrameMessage(Message):
     number: Positive
     """Counted from 1."""
     time_s: Annotated[float, Ge(0)]
+    source_frame: Count | None = None
+    """Number among the decoded frames of the file, from 0; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

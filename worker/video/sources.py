@@ -7,6 +7,7 @@ in presentation order and refuses frames with more pixels than the limit.
 import io
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +35,7 @@ PIXEL_SLACK, PIXEL_SLACK_SMALL = 1.1, 2**16
 INDEXED_CONTAINERS = ("mov", "matroska")  # formats in which seeking by time is reliable
 DEFAULT_FRAME_S = 1 / 25
 ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9")  # a packet without a frame is a lost frame
+HIDDEN_FRAMES = ("vp8",)  # packets hold frames that are not shown, so they do not number the frames
 MATROSKA_HEAD = 4096  # bytes; contains the EBML header and the length of the segment
 DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
 Rotation = Literal[0, 90, 180, 270]
@@ -101,6 +103,8 @@ class VideoFile:
         self.first_s: float | None = None
         self.last_s: float | None = None
         """Times of the first frame of the video and of the last decoded frame, on the container's clock."""
+        self.first_number: int | None = 0
+        """Number in the file of the first frame of the latest `frames` or `frames_from`; None if unknown."""
         self.last_is_partial = self.sought = False
         self._open()
 
@@ -193,6 +197,7 @@ class VideoFile:
         """All frames from `time_s` of the container's clock on, preceded by frames needed to decode them."""
         self.packets = self.decoded = self.damaged = 0
         if self.stream.time_base and any(name in self.container.format.name for name in INDEXED_CONTAINERS):
+            times = sorted(self.packet_times())
             try:
                 self.container.seek(int(time_s / self.stream.time_base), stream=self.stream)
                 frames = self.frames()
@@ -201,6 +206,7 @@ class VideoFile:
                 first = None
             if first is not None and first.time is not None and first.time <= time_s:
                 self.sought = True
+                self.first_number = None if self.codec in HIDDEN_FRAMES else bisect_left(times, first.time)
                 return _prepend(first, frames)
         self._reopen()
         return self.frames()
@@ -271,6 +277,7 @@ class PicturePack:
     sample_aspect_ratio = Fraction(1)
     has_one_frame_a_packet = True
     decoded = damaged = 0
+    first_number = 0
     first_s, last_s = 0.0, 0.0
 
     def __init__(self, file: int, *, count: int, max_pixels: int) -> None:

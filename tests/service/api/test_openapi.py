@@ -17,7 +17,7 @@ from tests.videos import make_scene, write_video
 
 CONFIG = {
     "content_type_overrides": dict.fromkeys(
-        ("application/zip", "image/png", "video/mp4", "application/xml", "text/event-stream"),
+        ("application/zip", "image/png", "image/jpeg", "video/mp4", "application/xml", "text/event-stream"),
         "application/octet-stream",
     ),
     "post_hooks": [],

@@ -29,7 +29,7 @@ def done(service_url: str, tmp_path_factory: pytest.TempPathFactory) -> JobView:
     with Client(service_url) as client:
         taus = [0.5, 1.0]
         return client.result(
-            client.wait(client.submit(video, tau=taus, background="keep", format=["png", "overlay"]))
+            client.wait(client.submit(video, tau=taus, background="keep", format=["png", "overlay", "frames"]))
         ).job
 
 
@@ -160,6 +160,36 @@ def test_the_overlay_can_be_decoded(service_url: str, level: LevelLinks) -> None
     np.testing.assert_allclose(times, np.arange(FRAMES) / 10, atol=1e-3)
 
 
+def test_the_source_stays_with_the_result(service_url: str, done: JobView) -> None:
+    response = fetch(service_url, done.links.source, Range="bytes=0-")
+    assert (response.status_code, response.headers["content-type"]) == (206, "video/mp4")
+    assert response.headers["etag"]
+    with av.open(io.BytesIO(response.content)) as video:
+        frames = list(video.decode(video=0))
+        assert video.streams.video[0].codec_context.name == "h264"
+    assert [(frame.height, frame.width) for frame in frames] == [(HEIGHT, WIDTH)] * FRAMES
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(FRAMES) / 10, atol=1e-3)
+    thumbnail = Image.open(io.BytesIO(fetch(service_url, done.links.thumbnail).content))
+    assert (thumbnail.format, thumbnail.size) == ("JPEG", (WIDTH, HEIGHT))
+
+
+def test_frames_zip_holds_the_frames_and_their_masks(
+    service_url: str, level: LevelLinks, masks: NDArray[np.uint8]
+) -> None:
+    with zipfile.ZipFile(io.BytesIO(fetch(service_url, level.frames).content)) as archive:
+        assert archive.testzip() is None
+        names = [f"{index:05d}" for index in range(FRAMES)]
+        assert archive.namelist() == [
+            *(f"JPEGImages/{name}.jpg" for name in names),
+            *(f"Annotations/{name}.png" for name in names),
+        ]
+        for name, labels in zip(names, masks, strict=True):
+            assert Image.open(archive.open(f"JPEGImages/{name}.jpg")).size == (WIDTH, HEIGHT)
+            annotation = Image.open(archive.open(f"Annotations/{name}.png"))
+            assert annotation.mode == "P"
+            np.testing.assert_array_equal(np.asarray(annotation), labels)
+
+
 def test_rounds_merge_into_the_clusters_of_the_level(service_url: str, done: JobView, level: LevelLinks) -> None:
     rounds = fetch(service_url, level.rounds).json()
     manifest = fetch(service_url, done.links.manifest).json()
@@ -174,7 +204,9 @@ def test_rounds_merge_into_the_clusters_of_the_level(service_url: str, done: Job
     assert groups == set(range(level_entry["clusters"]))
 
 
-@pytest.mark.parametrize("kind", ["coco", "youtube_vis", "cvat", "cvat_images", "label_studio", "yolo", "mots"])
+@pytest.mark.parametrize(
+    "kind", ["frames", "coco", "youtube_vis", "cvat", "cvat_images", "label_studio", "yolo", "mots"]
+)
 def test_rendered_formats_support_conditional_requests(
     service_url: str, done: JobView, level: LevelLinks, kind: str
 ) -> None:

@@ -1,11 +1,12 @@
-"""The overlay is a video for browsers: the frames at their times with coloured objects."""
+"""Overlays are videos for browsers: the frames at their times with coloured objects."""
 
 import av
 import numpy as np
 import pytest
 
-from worker.outputs.overlay import OverlayWriter, blend, strip
-from worker.outputs.png import palette
+from uvos.palette import palette
+from worker.outputs.mp4 import Mp4Writer
+from worker.outputs.overlay import blend, strip
 
 
 def grey(height: int, width: int, value: int = 200) -> np.ndarray:
@@ -19,9 +20,9 @@ def a_square(height: int, width: int, at: int, label: int = 1) -> np.ndarray:
 
 
 def write(path, frames, label_maps, times):
-    with OverlayWriter(path, label_maps[0].shape, times) as writer:
+    with Mp4Writer(path, label_maps[0].shape, times, crf="21") as writer:
         for frame, label_map in zip(frames, label_maps, strict=True):
-            writer.write(frame, label_map)
+            writer.write(blend(frame, label_map))
 
 
 def read(path):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from worker.outputs.png import color, palette, write_png
+from uvos.palette import color, palette
+from worker.outputs.png import write_png
 
 
 def test_the_palette_equals_the_voc_palette():

@@ -263,11 +263,13 @@ def test_a_late_part_is_the_same_with_and_without_seeking(suffix: str, long_clip
     assert inside.sum() == 20
     np.testing.assert_array_equal(part.clip.frames, whole.clip.frames[inside])
     np.testing.assert_array_equal(part.clip.pts_s, whole.clip.pts_s[inside])
+    assert part.clip.source_frames == tuple(np.flatnonzero(inside))
 
 
 def test_fps_keeps_every_other_frame(clip: Path) -> None:
     whole, half = read(clip), read(clip, fps=12.5)
     np.testing.assert_array_equal(half.clip.frames, whole.clip.frames[::2])
+    assert half.clip.source_frames == tuple(range(0, len(whole.clip.frames), 2))
     assert read(clip, fps=1).info.fps is None
 
 
@@ -275,7 +277,7 @@ def select(times: list[float | None], **part: float | None) -> list[float]:
     """The times of the frames that `FrameSelector` keeps."""
     frames: Any = iter([SimpleNamespace(time=t) for t in times])
     selector = FrameSelector(VideoPart(**part), max_duration_s=1e9, origin=times[0] or 0.0, frame_s=0.04)
-    return [time_s for _, time_s in selector.select(frames)]
+    return [time_s for _, time_s, _ in selector.select(frames)]
 
 
 steps = st.lists(st.floats(0.001, 2), min_size=1, max_size=60)
