@@ -536,6 +536,9 @@ class ManifestObject(Schema):
     """Number of frames that contain the object."""
     background_score: float = Field(examples=[0.1])
     """Background score from 0 (foreground) to 1 (background)."""
+    object_score: float | None = Field(None, ge=0, le=1, examples=[0.8])
+    """How surely the object is foreground, from 0 to 1: the mean of the token scores by which background is separated;
+    0.5 is their threshold. None for models without these scores."""
 
 
 class ManifestRound(Schema):
@@ -561,6 +564,8 @@ class ManifestLevel(Schema):
     """Objects, ordered by id."""
     background_clusters: int = Field(examples=[2])
     """Number of clusters classified as background."""
+    nothing_stands_apart: bool = False
+    """Whether the level has no object, or, with background=keep, a single one that covers nearly the whole frame."""
     rounds: list[ManifestRound]
     """Merges of clusters, by round."""
     files: list[str] = Field(examples=[["levels/1/rle.json"]])

@@ -28,5 +28,5 @@ def frame_fields(frame: RleFrame) -> dict[str, Any]:
 
 
 def score(summary: ManifestObject) -> float:
-    """Confidence that an object is foreground, in [0, 1]: 1 - background score."""
-    return round(1 - summary.background_score, 6)
+    """Confidence that an object is foreground, in [0, 1]: its object score, else 1 - background score."""
+    return round(1 - summary.background_score if summary.object_score is None else summary.object_score, 6)

@@ -14,6 +14,8 @@ from uvos.contract import Background, Mode
 from worker.method.cluster_stats import ClusterCounts, ClusterStats
 from worker.method.foreground import background_clusters, main_object
 
+WHOLE_FRAME = 0.95  # mean share of the frame above which a single object does not stand apart from anything
+
 
 class FrameDistances(Protocol):
     """Distances by frame: `distances[t]` has shape (N, C). An array, a memory map, or computed on demand."""
@@ -32,6 +34,7 @@ class VideoObject:
         last_frame: Index of the last frame in which it appears.
         frames: Number of frames in which it appears.
         background_score: In [0, 1]; above 0.5 its share of the frame border exceeds its share of the area.
+        object_score: In [0, 1], half the mean object score of its tokens; None without object scores.
     """
 
     id: int
@@ -40,6 +43,7 @@ class VideoObject:
     last_frame: int
     frames: int
     background_score: float
+    object_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class ObjectDecision:
             )
         if not self.is_candidate.any():
             raise ValueError("expected at least one candidate cluster, got none")
+
+    @property
+    def nothing_stands_apart(self) -> bool:
+        """Whether there is no object, or a single one that covers nearly the whole frame."""
+        return not self.objects or (len(self.objects) == 1 and self.objects[0].area > WHOLE_FRAME)
 
 
 def decide_objects(  # noqa: PLR0913 - one parameter per input of the rules
@@ -138,6 +147,35 @@ def decide_objects(  # noqa: PLR0913 - one parameter per input of the rules
         background_clusters=int((stats.is_present & (groups == 0)).sum()),
         merged_clusters=tuple(np.flatnonzero(merged).tolist()),
     )
+
+
+def without_whole_frame(decision: ObjectDecision) -> ObjectDecision:
+    """The decision with a single object that covers nearly the whole frame made background; others unchanged."""
+    if not decision.nothing_stands_apart:
+        return decision
+    return replace(
+        decision,
+        object_ids=np.zeros_like(decision.object_ids),
+        objects=(),
+        background_clusters=int(decision.is_candidate.sum()),
+    )
+
+
+def with_object_scores(
+    decision: ObjectDecision, assignment: NDArray[np.integer], score: NDArray[np.floating]
+) -> ObjectDecision:
+    """The decision with the `object_score` of every object.
+
+    Args:
+        decision: The objects.
+        assignment: Cluster of each token, shape (T, h, w); tokens of clusters that are part of no object do not count.
+        score: Object score of each token in [0, 2], shape (T, h, w), from `worker.method.object_scores`.
+    """
+    ids = decision.object_ids[assignment].ravel()
+    tokens = np.bincount(ids, minlength=len(decision.objects) + 1)
+    means = np.bincount(ids, score.ravel() / 2, len(tokens)) / np.maximum(tokens, 1)
+    objects = (replace(o, object_score=float(means[o.id].clip(0, 1))) for o in decision.objects)
+    return replace(decision, objects=tuple(objects))
 
 
 def renumber_as_drawn(

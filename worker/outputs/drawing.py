@@ -20,7 +20,14 @@ from uvos.contract import Background, Edges, Format, JobParams, Mode, Stage
 from worker.method.assignment import Assignment
 from worker.method.edges import draw_label_map, nearest_patch
 from worker.method.features import Features
-from worker.method.masks import FrameDistances, ObjectDecision, decide_objects, renumber_as_drawn
+from worker.method.masks import (
+    FrameDistances,
+    ObjectDecision,
+    decide_objects,
+    renumber_as_drawn,
+    with_object_scores,
+    without_whole_frame,
+)
 from worker.method.object_tokens import separate_objects, single_object
 from worker.outputs.mp4 import Mp4Writer
 from worker.outputs.overlay import blend
@@ -211,7 +218,8 @@ class _LevelObjects:
     def of(params: JobParams, assignment: Assignment, features: Features) -> "_LevelObjects":
         labels, clusters, grid = assignment.labels, len(assignment.level.centroids), assignment.labels.shape[1:]
         scores = features.scores
-        if scores is None or (params.mode is Mode.multi and params.background is Background.keep):
+        keeps_background = params.mode is Mode.multi and params.background is Background.keep
+        if scores is None or keeps_background:
             decision = decide_objects(
                 labels,
                 clusters,
@@ -221,11 +229,16 @@ class _LevelObjects:
                 distances=assignment.scores,
                 motion=features.motion,
             )
+            if not keeps_background:
+                decision = without_whole_frame(decision)
+            if scores is not None:
+                decision = with_object_scores(decision, labels, scores.foreground)
             return _LevelObjects(decision, assignment.scores, PatchGrid(*grid))
+        score = scores.main if params.mode is Mode.single else scores.foreground
         if params.mode is Mode.single:
-            tokens = single_object(clusters, scores.main)
+            tokens = single_object(clusters, score)
         else:
-            tokens = separate_objects(labels, assignment.scores, clusters, scores.foreground)
+            tokens = separate_objects(labels, assignment.scores, clusters, score)
         decision = decide_objects(
             tokens.labels,
             len(tokens.is_background),
@@ -233,7 +246,9 @@ class _LevelObjects:
             distances=tokens.distances,
             is_background=tokens.is_background,
         )
-        decision = replace(decision, background_clusters=tokens.background_clusters)
+        decision = without_whole_frame(decision)
+        decision = replace(decision, background_clusters=tokens.background_clusters if decision.objects else clusters)
+        decision = with_object_scores(decision, tokens.labels, score)
         return _LevelObjects(decision, tokens.distances, PatchGrid(*grid))
 
     def draw(self, frame_index: int, clip: Clip, edges: Edges) -> NDArray[np.uint16]:

@@ -67,18 +67,20 @@ def write_manifest(
 
 
 def _level_warnings(levels: list[LevelMasks]) -> list[str]:
-    counts = {level_name(level.assignment.level.tau): len(level.decision.objects) for level in levels}
-    too_many = [
-        f"level {name} has {count} objects: its PNGs are 16-bit grey"
-        for name, count in counts.items()
-        if count > MAX_PALETTE_ID
-    ]
-    without = [
-        f"level {name} has no objects: nothing stands out from the background; background=keep returns all clusters"
-        for name, count in counts.items()
-        if count == 0
-    ]
-    return too_many + without
+    messages = ((level_name(level.assignment.level.tau), _level_warning(level)) for level in levels)
+    return [f"level {name} {message}" for name, message in messages if message]
+
+
+def _level_warning(level: LevelMasks) -> str | None:
+    objects = level.decision.objects
+    if len(objects) > MAX_PALETTE_ID:
+        return f"has {len(objects)} objects: its PNGs are 16-bit grey"
+    if not objects:
+        return "has no objects: nothing stands apart from the background; background=keep returns all clusters"
+    if level.decision.nothing_stands_apart:
+        share = f"{objects[0].area:.0%} of the frame"
+        return f"is one object that covers {share}: nothing stands apart; a smaller tau separates more"
+    return None
 
 
 def _level(run: SegmentationRun, level: LevelMasks) -> ManifestLevel:
@@ -92,6 +94,7 @@ def _level(run: SegmentationRun, level: LevelMasks) -> ManifestLevel:
             for video_object in level.decision.objects
         ],
         background_clusters=level.decision.background_clusters,
+        nothing_stands_apart=level.decision.nothing_stands_apart,
         rounds=[
             ManifestRound(
                 centroids=int(clustering_round.parents.max()) + 1,

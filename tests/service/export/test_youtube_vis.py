@@ -48,7 +48,7 @@ def test_results_contain_the_masks_of_all_objects(label_maps):
         np.testing.assert_array_equal(mask, label_maps == label)
 
 
-def test_frames_without_the_object_are_null_and_scores_follow_the_background_score():
+def test_frames_without_the_object_are_null_and_scores_are_those_of_the_objects():
     label_maps = np.zeros((4, 6, 6), np.uint16)
     label_maps[[0, 2], 1:3, 1:3] = 1
     label_maps[3, 4:, 4:] = 2
@@ -58,3 +58,7 @@ def test_frames_without_the_object_are_null_and_scores_follow_the_background_sco
         [True, True, True, False],
     ]
     assert [result["score"] for result in results] == [0.9, 0.8]
+    level = a_level(label_maps)
+    level.objects[1].object_score = 0.75
+    results = json.loads(youtube_vis.render(a_document(label_maps), level))
+    assert [result["score"] for result in results] == [0.9, 0.75]

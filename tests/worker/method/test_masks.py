@@ -10,7 +10,7 @@ from tests.worker import reference
 from uvos.contract import Background, Edges, Mode
 from worker.method import foreground
 from worker.method.edges import draw_label_map
-from worker.method.masks import ObjectDecision, decide_objects, renumber_as_drawn
+from worker.method.masks import ObjectDecision, decide_objects, renumber_as_drawn, without_whole_frame
 from worker.video.clip import PatchGrid
 
 
@@ -220,6 +220,18 @@ def test_a_video_of_one_cluster_has_no_object_unless_background_is_kept():
         assert decision.object_ids.tolist() == [0]
         assert decision.objects == ()
     assert decide_objects(assignment, 1, background=Background.keep).object_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize(("rows_outside", "is_object"), [(0, False), (1, False), (2, True)])
+def test_an_object_of_nearly_the_whole_frame_becomes_background(rows_outside, is_object):
+    assignment = np.ones((3, 40, 8), int)
+    assignment[:, :rows_outside] = 0
+    decision = decide_objects(assignment, 2, is_background=np.array([True, False]))
+    assert decision.objects
+    kept = without_whole_frame(decision)
+    assert bool(kept.objects) == bool(kept.object_ids.any()) == is_object
+    assert kept.nothing_stands_apart != is_object
+    assert kept.background_clusters == (1 if is_object else kept.is_candidate.sum())
 
 
 def test_known_background_replaces_the_rules():

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.videos import Scene, Shape, make_scene, write_video
-from uvos.contract import Background, Edges, JobParams, Manifest, Mode, Motion
+from uvos.contract import Background, Edges, JobParams, Manifest, ManifestLevel, Mode, Motion
 from uvos.models import MODELS
 from worker.evaluation.metrics import foreground_ari, matched_iou
 from worker.models.backbone import ObjectCues, Projections
@@ -107,7 +107,7 @@ def id_of(prediction: np.ndarray, truth: np.ndarray, label: int) -> int:
 def segmented(scene: Scene, folder: Path, backbone: Colors | None = None, **params) -> np.ndarray:
     """The label maps (T, H, W) that the pipeline writes for a scene."""
     out = folder / "out"
-    out.mkdir()
+    out.mkdir(parents=True)
     entry = MODELS["tiny"].model_copy(update={"short_side": SIZE[0], "patch": 8})
     segment(
         SegmentationRun(
@@ -118,6 +118,11 @@ def segmented(scene: Scene, folder: Path, backbone: Colors | None = None, **para
         )
     )
     return np.stack([np.array(Image.open(path)) for path in sorted((out / "levels" / "1" / "masks").iterdir())])
+
+
+def manifest_level(folder: Path) -> ManifestLevel:
+    """The level that `segmented` wrote."""
+    return Manifest.model_validate_json((folder / "out" / "manifest.json").read_text()).levels[0]
 
 
 def is_good(prediction: np.ndarray, truth: np.ndarray) -> bool:
@@ -179,10 +184,39 @@ def test_a_level_has_no_objects_and_a_warning_where_nothing_is_salient(tmp_path,
     assert not segmented(scene, tmp_path, SalientColors(contrast=0.5), mode=mode).any()
     manifest = Manifest.model_validate_json((tmp_path / "out" / "manifest.json").read_text())
     assert manifest.levels[0].objects == []
-    assert any("nothing stands out" in warning for warning in manifest.warnings)
+    assert manifest.levels[0].nothing_stands_apart
+    assert any("nothing stands apart" in warning for warning in manifest.warnings)
     kept = tmp_path / "kept"
-    kept.mkdir()
     assert segmented(scene, kept, SalientColors(contrast=0.5), background=Background.keep).all()
+    assert not manifest_level(kept).nothing_stands_apart
+
+
+def test_objects_have_scores_above_the_threshold_and_background_below(tmp_path):
+    scene = a_disc_passes_behind_a_square_while_another_leaves()
+    segmented(scene, tmp_path / "auto", SalientColors(contrast=10))
+    level = manifest_level(tmp_path / "auto")
+    assert level.objects
+    assert all(found.object_score > 0.5 for found in level.objects)
+    assert not level.nothing_stands_apart
+    kept = segmented(scene, tmp_path / "keep", SalientColors(contrast=10), background=Background.keep)
+    background = id_of(kept, scene.labels, 0)
+    by_id = {found.id: found.object_score for found in manifest_level(tmp_path / "keep").objects}
+    assert by_id.pop(background) < 0.5 < by_id[id_of(kept, scene.labels, 2)]
+
+
+def test_models_without_object_scores_give_none(tmp_path):
+    segmented(a_square_is_gone_and_comes_back_elsewhere(), tmp_path)
+    assert {found.object_score for found in manifest_level(tmp_path).objects} == {None}
+
+
+def test_a_single_object_of_the_whole_frame_is_shown_only_on_request(tmp_path):
+    scene = Scene(np.full((4, *SIZE, 3), 120, np.uint8), np.zeros((4, *SIZE), np.uint8))
+    assert not segmented(scene, tmp_path / "auto").any()
+    assert segmented(scene, tmp_path / "keep", background=Background.keep).all()
+    for choice in ("auto", "keep"):
+        assert manifest_level(tmp_path / choice).nothing_stands_apart
+    manifest = Manifest.model_validate_json((tmp_path / "keep" / "out" / "manifest.json").read_text())
+    assert any("covers 100% of the frame: nothing stands apart" in warning for warning in manifest.warnings)
 
 
 @pytest.mark.parametrize(
