@@ -141,7 +141,7 @@ def _webhooks(settings: Settings, jobs: Jobs) -> Webhooks | None:
         jobs.storage,
         secret=settings.webhook_secret.get_secret_value(),
         networks=settings.webhook_networks,
-        view=lambda job_id: jobs.view(jobs.storage.record(job_id)),
+        view=lambda job_id: jobs.view(jobs.storage.load(job_id)),
         schedule=Schedule(settings.webhook_poll_interval_s, settings.webhook_retry_delays_s),
     )
     webhooks.start()

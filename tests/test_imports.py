@@ -18,6 +18,7 @@ NEVER: dict[str, set[str]] = {
     "service.settings": {"worker", "service", *HEAVY, *WEB, "rq", "redis"},
     "service.storage": {"worker", *HEAVY, *WEB, "rq", "redis"},
     "service.jobs.queue": {"worker", *HEAVY, *WEB},
+    "service.jobs.index": {"worker", *HEAVY, *WEB},
     "worker": {*WEB},
 }
 # What of ours a module may import; a name ending in "." means everything below it.
@@ -35,6 +36,7 @@ ONLY: dict[str, set[str]] = {
     "service.storage": {"uvos.contract", "uvos.errors", "service.storage."},
     "service.export": {"uvos.", "service.export."},
     "service.jobs.queue": {"uvos.contract", "service.jobs.scripts"},
+    "service.jobs.index": {"uvos.contract", "uvos.errors", "service.storage."},
     "service.jobs": {"uvos.", "service.jobs.", "service.storage.", "service.settings"},
     "worker.video.clip": set(),
     "worker.numerics.spool": set(),
@@ -154,13 +156,14 @@ ONLY: dict[str, set[str]] = {
     "worker.jobs.execution": {
         "worker.jobs.child",
         "worker.jobs.messages",
+        "service.jobs.index",
         "service.jobs.queue",
         "service.settings",
         "service.storage.",
         "uvos.contract",
         "uvos.errors",
     },
-    "worker.jobs.recovery": {"service.jobs.queue", "service.settings", "service.storage.", "uvos.errors"},
+    "worker.jobs.recovery": {"service.jobs.index", "service.jobs.queue", "service.settings", "service.storage."},
     "worker.jobs.worker": {
         "worker.jobs.child",
         "worker.jobs.execution",

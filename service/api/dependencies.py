@@ -1,33 +1,35 @@
-"""Dependencies of the endpoints."""
+"""Dependencies of the endpoints: `async`, because FastAPI runs others in a thread each."""
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Path, Request
 
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
 from service.jobs.results import Result
 from service.settings import Settings
+from service.storage.folder import StoredJob
 from uvos.contract import JobRecord, Status
 from uvos.errors import ResultNotFound, ResultNotReady
 
 
-def _jobs(request: Request) -> Jobs:
+async def _jobs(request: Request) -> Jobs:
     jobs: Jobs = request.state.jobs
     return jobs
 
 
-def _listener(request: Request) -> Listener:
+async def _listener(request: Request) -> Listener:
     listener: Listener = request.state.listener
     return listener
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.state.settings
     return settings
 
 
-def _owner(request: Request) -> str | None:
+async def _owner(request: Request) -> str | None:
     owner: str | None = request.scope.get("uvos.owner")
     return owner
 
@@ -41,20 +43,27 @@ JobId = Annotated[
 ]
 
 
-def _existing_job(job_id: JobId, jobs: JobsDep, owner: OwnerDep) -> JobRecord:
-    return jobs.find(job_id, owner)
+async def _stored_job(job_id: JobId, jobs: JobsDep, owner: OwnerDep) -> StoredJob:
+    return await to_thread.run_sync(jobs.find, job_id, owner)
+
+
+StoredJobDep = Annotated[StoredJob, Depends(_stored_job)]
+
+
+async def _existing_job(job: StoredJobDep) -> JobRecord:
+    return job.record
 
 
 ExistingJob = Annotated[JobRecord, Depends(_existing_job)]
 
 
-def _published(job: ExistingJob, jobs: JobsDep) -> Result:
-    end = jobs.storage.end(job.id)
+async def _published(job: StoredJobDep, jobs: JobsDep) -> Result:
+    record, end = job.record, job.end
     if end is None:
-        raise ResultNotReady(f"job {job.id} has not ended", limit="succeeded", actual="queued or running")
+        raise ResultNotReady(f"job {record.id} has not ended", limit="succeeded", actual="queued or running")
     if end.status != Status.succeeded:
-        raise ResultNotFound(f"job {job.id} is {end.status.value} and has no result", actual=end.status.value)
-    return Result(jobs.storage.result_dir(job.id, end), job)
+        raise ResultNotFound(f"job {record.id} is {end.status.value} and has no result", actual=end.status.value)
+    return Result(jobs.storage.result_dir(record.id, end), record)
 
 
 PublishedResult = Annotated[Result, Depends(_published)]

@@ -72,7 +72,7 @@ async def _stream(jobs: Jobs, listener: Listener, job: JobRecord, last: str | No
             yield format_sse_event(
                 event="end" if event.id == THE_END else "job",
                 id=event.id,
-                data_str=event.job.model_dump_json(exclude_none=True),
+                data_str=event.data,
             )
 
 

@@ -100,7 +100,7 @@ def models(settings: SettingsDep) -> ModelPage:
 def metrics(jobs: JobsDep) -> Response:
     """Prometheus metrics: waiting jobs, open jobs, live workers."""
     registry = CollectorRegistry()
-    Gauge("uvos_jobs_open", "Jobs that have not ended", registry=registry).set(len(jobs.storage.open_jobs()))
+    Gauge("uvos_jobs_open", "Jobs that have not ended", registry=registry).set(jobs.open_count())
     try:
         Gauge("uvos_jobs_waiting", "Jobs in the queue", registry=registry).set(jobs.broker.length())
         Gauge("uvos_workers", "Live workers", registry=registry).set(len(jobs.broker.workers()))

@@ -5,7 +5,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query
 
-from service.api.dependencies import ExistingJob, JobsDep, ListenerDep, OwnerDep
+from service.api.dependencies import JobsDep, ListenerDep, OwnerDep, StoredJobDep
 from service.api.problems import problems
 from service.jobs.events import wait_for_end
 from uvos.contract import JobPage, JobView, Status
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
     responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
 async def show(
-    job: ExistingJob,
+    job: StoredJobDep,
     jobs: JobsDep,
     listener: ListenerDep,
     wait: Annotated[
@@ -36,8 +36,11 @@ async def show(
 ) -> JobView:
     """Show a job: status, progress, position in the queue, and links to the result once it has succeeded."""
     if wait > 0:
-        await wait_for_end(jobs, listener, job.id, wait)
-    return await to_thread.run_sync(lambda: jobs.view(jobs.find(job.id, job.owner)))
+        await wait_for_end(jobs, listener, job.record, wait)
+        job = await to_thread.run_sync(jobs.find, job.record.id, job.record.owner)
+    if job.end is not None and job.record.callback_url is None:
+        return jobs.view(job)  # needs neither Redis nor storage, so no thread
+    return await to_thread.run_sync(jobs.view, job)
 
 
 @router.get(
@@ -70,7 +73,7 @@ def index(
     response_model_exclude_none=True,
     responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
-def cancel(job: ExistingJob, jobs: JobsDep) -> JobView:
+def cancel(job: StoredJobDep, jobs: JobsDep) -> JobView:
     """Cancel a queued or running job; has no effect on a job that has ended."""
     return jobs.cancel(job)
 
@@ -81,6 +84,6 @@ def cancel(job: ExistingJob, jobs: JobsDep) -> JobView:
     status_code=204,
     responses=problems(JobNotFound, InvalidParameters, QueueUnavailable),
 )
-def delete(job: ExistingJob, jobs: JobsDep) -> None:
+def delete(job: StoredJobDep, jobs: JobsDep) -> None:
     """Cancel a job and delete it with its video and result."""
     jobs.delete(job)

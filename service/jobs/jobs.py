@@ -2,16 +2,19 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from heapq import merge
+from itertools import groupby, islice
 
 import redis
 
 from service.jobs.estimates import Estimate, Estimates
-from service.jobs.queue import Broker, CircuitBreaker
+from service.jobs.index import JobIndex
+from service.jobs.queue import Broker, CircuitBreaker, Live
 from service.settings import Settings
-from service.storage.folder import Storage
+from service.storage.folder import Storage, StoredJob
 from service.storage.uploads import Upload
 from uvos.contract import (
     Callback,
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 PAGE_SIZE = 50
 RETRY_AFTER_S = 5
 REDIS_PAUSE_S = 1.0  # without calls to Redis after a failed one
+NOT_LIVE = Live(progress=None, position=None)
 
 
 class Jobs:
@@ -46,8 +50,8 @@ class Jobs:
         self.broker = broker
         self.settings = settings
         self.estimates = Estimates(broker)
+        self.index = JobIndex(storage, broker.connection)
         self._redis = CircuitBreaker(REDIS_PAUSE_S)
-        self._owners: dict[str, str | None] = {}  # of open jobs, so that counting them reads each record once
 
     # --- submit
 
@@ -70,13 +74,21 @@ class Jobs:
 
     def open_of(self, owner: str) -> int:
         """The number of an owner's jobs that have not ended."""
-        known = self._owners
-        owners: dict[str, str | None] = {}
+        with suppress(QueueUnavailable), self._queue_errors():
+            if self.index.is_current():
+                return self.index.open_count(owner)
+        owners = []
         for job_id in self.storage.open_jobs():
             with suppress(JobNotFound, OSError):
-                owners[job_id] = known[job_id] if job_id in known else self.storage.record(job_id).owner
-        self._owners = owners
-        return list(owners.values()).count(owner)
+                owners.append(self.storage.record(job_id).owner)
+        return owners.count(owner)
+
+    def open_count(self) -> int:
+        """The number of jobs that have not ended."""
+        with suppress(QueueUnavailable), self._queue_errors():
+            if self.index.is_current():
+                return self.index.all_open_count()
+        return len(self.storage.open_jobs())
 
     def submit(
         self,
@@ -108,16 +120,18 @@ class Jobs:
             idempotency_key=_digest(owner or "", idempotency_key) if idempotency_key else None,
             callback_url=callback_url,
         )
-        stored = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json(), callback_url or ""))
+        job_id = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json(), callback_url or "")).id
+        stored = self.storage.load(job_id)
         try:
             with self._queue_errors():
-                if self.storage.end(stored.id) is None:
-                    self.broker.enqueue(stored.id)
+                self.index.put(stored.record, stored.end)
+                if stored.end is None:
+                    self.broker.enqueue(job_id)
             return self.view(stored)
         except QueueUnavailable:
             # Accepted: the job is in storage, where workers find it once Redis is back. Deleting it here would also
             # delete it for other requests that sent the same Idempotency-Key at the same time.
-            return compose(stored, self.storage.end(stored.id))
+            return compose(stored.record, stored.end)
 
     @contextmanager
     def _queue_errors(self) -> Iterator[None]:
@@ -130,38 +144,45 @@ class Jobs:
 
     # --- look up
 
-    def find(self, job_id: str, owner: str | None = None) -> JobRecord:
-        """The record of a job of this owner.
+    def find(self, job_id: str, owner: str | None = None) -> StoredJob:
+        """A job of this owner.
 
         Raises:
             JobNotFound: There is no such job, it has expired, or it belongs to another owner.
         """
-        record, end = self.storage.record(job_id), self.storage.end(job_id)
-        if record.owner != owner or (end is not None and end.expires_at <= datetime.now(UTC)):
+        job = self.storage.load(job_id)
+        if job.record.owner != owner or (job.end is not None and job.end.expires_at <= datetime.now(UTC)):
             raise JobNotFound(f"there is no job {job_id!r}")
-        return record
+        return job
 
-    def view(self, record: JobRecord) -> JobView:
+    def view(self, job: StoredJob) -> JobView:
         """The job as its owner sees it.
 
         Raises:
             QueueUnavailable: The job has not ended, and Redis, which holds its progress, does not respond.
         """
-        end = self.storage.end(record.id)
-        progress: JobProgress | None = None
-        position: int | None = None
-        estimate: Estimate | None = None
-        if end is None:
-            with self._queue_errors():
-                progress = self.broker.progress(record.id)
-                if progress is None:
-                    position = self.broker.position(record.id, owner=record.owner)
-                estimate = self.estimates.of(record, progress, position)
-            end = self.storage.end(record.id)  # it may have ended since
-        view = compose(record, end, progress, position, estimate)
-        if record.callback_url is not None:
-            view.callback = Callback(url=record.callback_url, last_delivery=self.storage.last_delivery(record.id))
+        [view] = self._views([job])
         return view
+
+    def _views(self, jobs: Sequence[StoredJob]) -> list[JobView]:
+        """The jobs as their owner sees them; of those that have not ended, one request to Redis has the progress."""
+        live: dict[str, tuple[Live, Estimate]] = {}
+        open_records = [job.record for job in jobs if job.end is None]
+        if open_records:
+            with self._queue_errors():
+                for record, state in zip(open_records, self.broker.live(open_records), strict=True):
+                    live[record.id] = state, self.estimates.of(record, state.progress, state.position)
+        views = []
+        for job in jobs:
+            record, end, state, estimate = job.record, job.end, NOT_LIVE, None
+            if record.id in live:
+                end = self.storage.end(record.id)  # it may have ended since
+                state, estimate = live[record.id]
+            view = compose(record, end, state.progress, state.position, estimate)
+            if record.callback_url is not None:
+                view.callback = Callback(url=record.callback_url, last_delivery=self.storage.last_delivery(record.id))
+            views.append(view)
+        return views
 
     def page(self, *, owner: str | None, before: str | None, status: Status | None, size: int = PAGE_SIZE) -> JobPage:
         """A page of an owner's jobs, newest first.
@@ -172,40 +193,72 @@ class Jobs:
             status: Only jobs with this status.
             size: The number of jobs.
         """
+        job_ids = self._candidates(owner, before, status)
         views: list[JobView] = []
-        for job_id in self.storage.job_ids(before):
-            try:
-                view = self.view(self.find(job_id, owner))
-            except JobNotFound:
-                continue  # of another owner, or deleted since
-            except OSError as error:  # of this job's files only
-                log.error("job %s: cannot be listed: %s", job_id, error)
-                continue
-            if status is None or view.status == status:
-                if len(views) == size:
-                    return JobPage(jobs=views, next=views[-1].id)
-                views.append(view)
-        return JobPage(jobs=views, next=None)
+        while len(views) <= size and (batch := list(islice(job_ids, size + 1 - len(views)))):
+            jobs = [job for job_id in batch if (job := self._find_listed(job_id, owner)) is not None]
+            views += [view for view in self._views(jobs) if status is None or view.status == status]
+        return JobPage(jobs=views[:size], next=views[size - 1].id if len(views) > size else None)
+
+    def _find_listed(self, job_id: str, owner: str | None) -> StoredJob | None:
+        try:
+            return self.find(job_id, owner)
+        except JobNotFound:
+            with suppress(QueueUnavailable), self._queue_errors():
+                self.index.refresh(job_id, owner)  # deleted, or expired
+        except OSError as error:  # of this job's files only
+            log.error("job %s: cannot be listed: %s", job_id, error)
+        return None
+
+    def _candidates(self, owner: str | None, before: str | None, status: Status | None) -> Iterator[str]:
+        """The ids of all jobs that a list may have to show, newest first.
+
+        From the index; while there is none, from storage, with the jobs of all owners and statuses.
+        """
+        try:
+            with self._queue_errors():
+                if self.index.is_current():
+                    return self._indexed(owner, before, status)
+        except QueueUnavailable:
+            pass
+        return iter(self.storage.job_ids(before))
+
+    def _indexed(self, owner: str | None, before: str | None, status: Status | None) -> Iterator[str]:
+        if status is None:
+            return self.index.walk(owner, "all", before)
+        open_jobs = list(self.index.walk(owner, "open", before))
+        running = self.broker.running(open_jobs)
+        if not status.is_terminal:
+            return (job_id for job_id in open_jobs if (job_id in running) is (status is Status.running))
+        ended = self.index.walk(owner, status.value, before)
+        # a job that ended a moment ago may not be in its list yet
+        just_ended = (job_id for job_id in open_jobs if job_id in running)
+        return (job_id for job_id, _ in groupby(merge(ended, just_ended, reverse=True)))
 
     # --- end
 
-    def cancel(self, record: JobRecord) -> JobView:
+    def cancel(self, job: StoredJob) -> JobView:
         """Cancel a queued or running job; no effect on a job that has ended."""
-        now = datetime.now(UTC)
+        record, now = job.record, datetime.now(UTC)
         end = JobEnd(
             status=Status.canceled, ended_at=now, expires_at=now + timedelta(seconds=self.storage.result_ttl_s)
         )
-        if self.storage.end(record.id) is None and self.storage.finish(record.id, end):
+        if job.end is None and self.storage.finish(record.id, end):
             with suppress(QueueUnavailable), self._queue_errors():  # a worker that pops the job finds that it has ended
+                self.broker.cancel(record.id)
                 self.broker.dequeue(record.id, owner=record.owner)
                 self.broker.publish_end(record.id)
-        return self.view(self.storage.record(record.id))
+                self.index.put(record, end)
+        return self.view(self.storage.load(record.id))
 
-    def delete(self, record: JobRecord) -> None:
+    def delete(self, job: StoredJob) -> None:
         """Cancel a job and remove everything that belongs to it; no webhook is sent."""
+        record = job.record
         self.storage.remove_callback(record.id)  # first, so that no webhook is sent for the cancellation
-        self.cancel(record)
+        self.cancel(job)
         self.storage.delete(record.id)
+        with suppress(QueueUnavailable), self._queue_errors():
+            self.index.remove(record.id, record.owner)
 
 
 def compose(

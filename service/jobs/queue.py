@@ -5,9 +5,9 @@ the end of a job is always read from storage.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from pydantic import ValidationError
@@ -16,15 +16,18 @@ from rq.exceptions import DuplicateJobError
 from rq.serializers import JSONSerializer
 
 from service.jobs.scripts import DROP_LOST_JOB, LEAD, RELEASE_LEASE, RENEW_LEASE, RESIGN, TAKE_LEASE, UNPARK
-from uvos.contract import QUEUE, TASK, JobProgress, JobTiming, QueueMessage, WorkerInfo
+from uvos.contract import QUEUE, TASK, JobProgress, JobRecord, JobTiming, QueueMessage, WorkerInfo
 
 PROGRESS_TTL_S = 24 * 3600
+CANCEL_TTL_S = 600
 EVENTS_KEPT = 500
 TIMINGS_KEPT = 20  # per model; estimates come from the latest jobs
 WORKER_TTL_S = 15
 RESPONSE_TIMEOUT_S = 2.0  # redis-py with its default retries waits up to 59 s for a frozen server
 PARKED = "uvos:parked"  # hash: job -> owner, of the jobs that wait because their owner has too many running
 LEADER = "uvos:leader"
+SWEPT = "uvos:swept"
+WORKERS = "uvos:workers"  # set of names
 
 
 def connect(url: str, *, response_timeout_s: float | None = RESPONSE_TIMEOUT_S) -> "redis.Redis":
@@ -55,6 +58,15 @@ class CircuitBreaker:
         except redis.RedisError:
             self._open_until = time.monotonic() + self._pause_s
             raise
+
+
+class Live(NamedTuple):
+    """The state of a job that has not ended."""
+
+    progress: JobProgress | None
+    """None unless a worker runs it."""
+    position: int | None
+    """The number of jobs before this one, for a parked job those of its owner; None unless it waits."""
 
 
 class Broker:
@@ -91,15 +103,6 @@ class Broker:
             pipeline.hdel(PARKED, job_id)
             pipeline.delete(f"rq:job:{job_id}", _progress(job_id))
             pipeline.execute()
-
-    def position(self, job_id: str, *, owner: str | None) -> int | None:
-        """The number of jobs before this one, for a parked job those of its owner; None if it does not wait."""
-        with self.connection.pipeline(transaction=False) as pipeline:
-            pipeline.lpos(self.queue.key, job_id)
-            pipeline.zrank(_parked(owner), job_id)
-            queued, parked = pipeline.execute()
-        position = queued if queued is not None else parked
-        return position if isinstance(position, int) else None
 
     def length(self) -> int:
         """The number of waiting jobs."""
@@ -155,6 +158,10 @@ class Broker:
         """Become or remain the leader, for this time; False if another worker is."""
         return bool(self.connection.eval(LEAD, 1, LEADER, name, int(seconds * 1000)))
 
+    def is_sweep_due(self, interval_s: int) -> bool:
+        """Whether the last sweep was longer ago than this; True once, to the one that sweeps."""
+        return bool(self.connection.set(SWEPT, 1, nx=True, ex=interval_s))
+
     def resign(self, name: str) -> None:
         """Cease to be the leader."""
         self.connection.eval(RESIGN, 1, LEADER, name)
@@ -204,15 +211,39 @@ class Broker:
             pipeline.expire(events_key(job_id), PROGRESS_TTL_S)
             pipeline.execute()
 
-    def progress(self, job_id: str) -> JobProgress | None:
-        """The progress of a job; None unless it is leased."""
+    def live(self, jobs: Sequence[JobRecord]) -> list["Live"]:
+        """What Redis has of jobs that have not ended: of leased ones the progress, of waiting ones the position."""
         with self.connection.pipeline(transaction=False) as pipeline:
-            pipeline.exists(_lease(job_id))
-            pipeline.get(_progress(job_id))
-            is_leased, text = pipeline.execute()
-        with suppress(ValidationError):  # untrusted input
-            return JobProgress.model_validate_json(text) if is_leased and text else None
-        return None
+            for job in jobs:
+                pipeline.exists(_lease(job.id))
+                pipeline.get(_progress(job.id))
+                pipeline.lpos(self.queue.key, job.id)
+                pipeline.zrank(_parked(job.owner), job.id)
+            answers = pipeline.execute()
+        states = []
+        for is_leased, text, queued, parked in zip(*[iter(answers)] * 4, strict=True):
+            progress = None
+            with suppress(ValidationError):  # untrusted input
+                progress = JobProgress.model_validate_json(text) if is_leased and text else None
+            position = queued if queued is not None else parked
+            states.append(Live(progress, None if progress is not None else position))
+        return states
+
+    def running(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs that are leased and have reported progress."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.exists(_lease(job_id), _progress(job_id))
+            counts = pipeline.execute()
+        return {job_id for job_id, count in zip(job_ids, counts, strict=True) if count == 2}
+
+    def cancel(self, job_id: str) -> None:
+        """Have the worker that runs the job stop, sooner than it reads storage."""
+        self.connection.set(_canceled(job_id), 1, ex=CANCEL_TTL_S)
+
+    def is_canceled(self, job_id: str) -> bool:
+        """Whether the job was canceled a moment ago."""
+        return bool(self.connection.exists(_canceled(job_id)))
 
     # --- timings
 
@@ -235,17 +266,26 @@ class Broker:
     # --- workers
 
     def announce_worker(self, info: WorkerInfo) -> None:
-        self.connection.set(f"uvos:worker:{info.name}", info.model_dump_json(), ex=WORKER_TTL_S)
+        with self.connection.pipeline() as pipeline:
+            pipeline.sadd(WORKERS, info.name)
+            pipeline.set(_worker(info.name), info.model_dump_json(), ex=WORKER_TTL_S)
+            pipeline.execute()
 
     def retire_worker(self, name: str) -> None:
-        self.connection.delete(f"uvos:worker:{name}")
+        with self.connection.pipeline() as pipeline:
+            pipeline.srem(WORKERS, name)
+            pipeline.delete(_worker(name))
+            pipeline.execute()
 
     def workers(self) -> list[WorkerInfo]:
         """The workers that have sent a heartbeat in the last `WORKER_TTL_S` seconds."""
-        keys: Iterable[bytes] = self.connection.scan_iter("uvos:worker:*", count=1000)
-        texts: list[Any] = [self.connection.get(key) for key in keys]
+        members: set[Any] = self.connection.smembers(WORKERS)
+        names = [name.decode(errors="replace") for name in members]
+        texts: list[Any] = self.connection.mget([_worker(name) for name in names]) if names else []
         workers = []
-        for text in texts:
+        for name, text in zip(names, texts, strict=True):
+            if text is None:
+                self.connection.srem(WORKERS, name)
             with suppress(ValidationError):
                 workers.append(WorkerInfo.model_validate_json(text or b""))
         return sorted(workers, key=lambda info: info.name)
@@ -270,6 +310,14 @@ def _parked(owner: str | None) -> str:
 
 def _unparked(owner: str | None) -> str:
     return f"uvos:unparked:{owner or ''}"
+
+
+def _canceled(job_id: str) -> str:
+    return f"uvos:canceled:{job_id}"
+
+
+def _worker(name: str) -> str:
+    return f"uvos:worker:{name}"
 
 
 def _timings(model: str) -> str:

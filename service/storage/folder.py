@@ -25,6 +25,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -50,6 +51,15 @@ class IdempotencyRecord(BaseModel):
     job_id: str
     fingerprint: str
     """Digest of the video and the parameters."""
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job as storage has it."""
+
+    record: JobRecord
+    end: JobEnd | None
+    """None while it has not ended."""
 
 
 def new_job_id() -> str:
@@ -159,12 +169,26 @@ class Storage:
 
     # --- look up
 
-    def record(self, job_id: str) -> JobRecord:
-        """The request of a job; of a damaged one a placeholder without owner, whose `end` is a failure.
+    def load(self, job_id: str) -> StoredJob:
+        """A job; of one with a damaged record a placeholder without owner that has failed.
 
         Raises:
             JobNotFound: There is no such job, or it was deleted.
         """
+        record = self._read_record(job_id)
+        end = self._read_end(job_id)
+        if record is None:
+            path = self._job(job_id) / "job.json"
+            end = self._damaged_end(path, expires_at=None if end is None else end.expires_at)
+            return StoredJob(_placeholder(job_id, path), end)
+        return StoredJob(record, end)
+
+    def record(self, job_id: str) -> JobRecord:
+        """The request of a job, as `load`."""
+        return self._read_record(job_id) or _placeholder(job_id, self._job(job_id) / "job.json")
+
+    def _read_record(self, job_id: str) -> JobRecord | None:
+        """The request of a job; None if it is damaged."""
         path = self._job(job_id) / "job.json"
         try:
             return JobRecord.model_validate_json(path.read_bytes())
@@ -173,7 +197,7 @@ class Storage:
             raise JobNotFound(f"there is no job {job_id!r}") from None
         except ValidationError:
             self._report_damage(path)
-            return _placeholder(job_id, path)
+            return None
 
     def _exists(self, job_id: str) -> bool:
         """Whether the job exists, that is, was not deleted."""
@@ -189,16 +213,10 @@ class Storage:
 
     def end(self, job_id: str) -> JobEnd | None:
         """The end of a job; None while it has not ended."""
-        path = self._job(job_id) / "job.json"
-        end = self._read_end(job_id)
         try:
-            JobRecord.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return end
-        except ValidationError:
-            self._report_damage(path)
-            return self._damaged_end(path, expires_at=None if end is None else end.expires_at)
-        return end
+            return self.load(job_id).end
+        except JobNotFound:
+            return None
 
     def _read_end(self, job_id: str) -> JobEnd | None:
         path = self._job(job_id) / "end.json"
@@ -240,7 +258,10 @@ class Storage:
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job has ended or been deleted."""
-        return not self._exists(job_id) or self.end(job_id) is not None
+        try:
+            return self.load(job_id).end is not None
+        except JobNotFound:
+            return True
 
     def job_ids(self, before: str | None = None) -> list[str]:
         """The ids of all jobs, newest first; with `before`, only of those created before that job."""
@@ -455,8 +476,16 @@ class Storage:
             self._job(job_id).rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
+    def expire(self, job_id: str, now: datetime) -> bool:
+        """Remove a job if it has expired; whether it had."""
+        end = self._read_end(job_id) or self.end(job_id)
+        if end is None or end.expires_at > now:
+            return False
+        self.delete(job_id)
+        return True
+
     def sweep(self, now: datetime | None = None) -> list[str]:
-        """Remove expired jobs and the remains of broken uploads; the ids of the expired jobs."""
+        """Remove expired jobs and the remains of broken uploads, reading every job; the ids of the expired jobs."""
         now = now or datetime.now(UTC)
         expired = []
         for job_id in self.job_ids():

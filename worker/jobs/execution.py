@@ -14,6 +14,7 @@ from typing import Protocol
 
 import redis
 
+from service.jobs.index import JobIndex
 from service.jobs.queue import Broker, CircuitBreaker
 from service.settings import Settings
 from service.storage.folder import Storage
@@ -25,6 +26,7 @@ from worker.jobs.messages import Begun, Done, Failed, FromChild, ProgressUpdate,
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1  # between checks of the child, the lease and the deadlines
+OWNERSHIP_INTERVAL_S = 0.5  # between reads of the claim log; cancellations arrive through Redis, sooner
 CANCEL_TIMEOUT_S = 1.2  # then the child is killed: a cancelled job leaves the GPU within two seconds
 BEGIN_TIMEOUT_S = 30.0  # a warm child that does not begin its work within this time hangs
 REDIS_PAUSE_S = 2.0  # without calls to Redis after a failed one, so that its timeout does not delay the watch
@@ -53,6 +55,7 @@ class Host(Protocol):
     settings: Settings
     storage: Storage
     broker: Broker
+    index: JobIndex
     child: Child
     stop_at: float | None
     """When a running job must be handed back, monotonic clock; None unless the worker was asked to stop."""
@@ -75,6 +78,7 @@ class Execution:
         self._deadline = 0.0
         self._frames: int | None = None
         self._renewed_at = 0.0
+        self._owned_at = 0.0
         self._kill_at: float | None = None
         self._redis = CircuitBreaker(REDIS_PAUSE_S)
 
@@ -126,8 +130,11 @@ class Execution:
     def _release(self, *, requeue: bool) -> None:
         broker = self.host.broker
         try:
+            has_ended = self.host.storage.has_ended(self.job_id)
+            if has_ended:
+                self.host.index.refresh(self.job_id, self._owner)  # before the release, so that lists have the job
             broker.release_lease(self.job_id, self.id, owner=self._owner)
-            if self.host.storage.has_ended(self.job_id):
+            if has_ended:
                 broker.publish_end(self.job_id)
             elif requeue and broker.drop_lost(self.job_id):
                 broker.enqueue(self.job_id, at_front=True)
@@ -201,16 +208,30 @@ class Execution:
     def _check_ownership(self) -> Unfinished | None:
         """Cancel the execution once the lease or the claim is lost; kill the child if it does not stop in time."""
         now = time.monotonic()
-        is_lost = False
         if now - self._renewed_at > self.host.settings.lease_s / 3:
             self._renewed_at = now
-            is_lost = not self._keep_lease()
-        if is_lost or self.host.storage.is_superseded(self.job_id, self._claim):
+            if not self._keep_lease():
+                self._cancel()
+        if self._is_canceled() or self._is_superseded():
             self._cancel()
         if self._kill_at is not None and now > self._kill_at:
             self.host.child.start()
             return Unfinished.superseded
         return None
+
+    def _is_canceled(self) -> bool:
+        """Whether the API has announced a cancellation in Redis."""
+        with suppress(redis.RedisError), self._redis.guard():
+            return self.host.broker.is_canceled(self.job_id)
+        return False
+
+    def _is_superseded(self) -> bool:
+        """Whether storage says that this execution may no longer publish; asked every `OWNERSHIP_INTERVAL_S`."""
+        now = time.monotonic()
+        if now - self._owned_at < OWNERSHIP_INTERVAL_S:
+            return False
+        self._owned_at = now
+        return self.host.storage.is_superseded(self.job_id, self._claim)
 
     def _cancel(self) -> None:
         if self._kill_at is None:

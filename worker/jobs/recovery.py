@@ -5,16 +5,16 @@ queue. RQ's own registries of executions, retries and failures are not used. One
 """
 
 import logging
-import time
+from datetime import UTC, datetime
 
+from service.jobs.index import JobIndex
 from service.jobs.queue import Broker
 from service.settings import Settings
 from service.storage.folder import Storage
-from uvos.errors import JobNotFound
 
 log = logging.getLogger(__name__)
 
-SWEEP_INTERVAL_S = 60.0
+SWEEP_INTERVAL_S = 3600  # of all jobs, for what the index does not know: the remains of processes that died
 LOST_AFTER_SIGHTINGS = 2  # in sequence: a job between queue and lease looks lost for a moment
 LEADER_TERM = 3.0  # recovery intervals; then another worker may become the leader
 MIN_LEADER_TERM_S = 3.0  # a worker may be in a blocking call for a second between two passes
@@ -29,8 +29,8 @@ class Recovery:
         """The name of the worker."""
         self.storage = storage
         self.broker = broker
+        self.index = JobIndex(storage, broker.connection)
         self._sightings: dict[str, int] = {}
-        self._swept_at = 0.0
 
     def run(self) -> None:
         """One pass, if this worker is or becomes the leader.
@@ -41,22 +41,26 @@ class Recovery:
         term_s = max(MIN_LEADER_TERM_S, LEADER_TERM * self.settings.recovery_interval_s)
         if not self.broker.lead(self.name, term_s):
             return
-        self._requeue_lost()
+        open_jobs = self.storage.open_jobs()
+        self._requeue_lost(open_jobs)
         self.broker.unpark(self.settings.max_running_per_key)
         for job_id in self.broker.popped():
-            if self.has_ended(job_id):
+            if self.storage.has_ended(job_id):
                 self.broker.ack(job_id, has_ended=True)
-        if time.monotonic() - self._swept_at > SWEEP_INTERVAL_S:
-            self._swept_at = time.monotonic()
-            for job_id in self.storage.sweep():
-                log.info("job %s expired", job_id)
+        if self.index.is_current():
+            self.index.reconcile(open_jobs)
+        expired = self.index.expire(datetime.now(UTC))
+        if self.broker.is_sweep_due(SWEEP_INTERVAL_S):
+            expired += self.storage.sweep()
+        for job_id in expired:
+            log.info("job %s expired", job_id)
 
     def resign(self) -> None:
         """Let another worker become the leader, before this one runs a job."""
         self.broker.resign(self.name)
 
-    def _requeue_lost(self) -> None:
-        lost = self.broker.lost(self.storage.open_jobs())
+    def _requeue_lost(self, open_jobs: list[str]) -> None:
+        lost = self.broker.lost(open_jobs)
         self._sightings = {job_id: self._sightings.get(job_id, 0) + 1 for job_id in lost}
         for job_id in reversed(lost):  # each is queued at the front, so the oldest goes last
             try:
@@ -65,15 +69,8 @@ class Recovery:
                 log.error("job %s: cannot be requeued: %s", job_id, error)
 
     def _requeue(self, job_id: str) -> None:
-        if self.has_ended(job_id):
+        if self.storage.has_ended(job_id):
             self.storage.purge(job_id)
         elif self._sightings[job_id] >= LOST_AFTER_SIGHTINGS and self.broker.drop_lost(job_id):
             log.warning("job %s was not in the queue; queued again", job_id)
             self.broker.enqueue(job_id, at_front=True)
-
-    def has_ended(self, job_id: str) -> bool:
-        """Whether the job has ended or does not exist; ids from Redis may be anything."""
-        try:
-            return self.storage.has_ended(job_id)
-        except JobNotFound:
-            return True

@@ -66,6 +66,7 @@ class SegmentWorker(Worker):
         self.child = child or Child(settings)
         name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self.recovery = Recovery(settings, storage, self.broker, name=name)
+        self.index = self.recovery.index
         self.stop_at: float | None = None
         self.child_problem: str | None = "the models are being loaded"
         self.storage_problem: str | None = None
@@ -255,7 +256,7 @@ class SegmentWorker(Worker):
 
     def _ack(self, job_id: str) -> None:
         try:
-            self.broker.ack(job_id, has_ended=self.recovery.has_ended(job_id))
+            self.broker.ack(job_id, has_ended=self.storage.has_ended(job_id))
         except (redis.RedisError, OSError):
             log.warning("job %s: could not be acknowledged; `Recovery` will do it", job_id)
 

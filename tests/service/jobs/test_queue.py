@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.jobs.queue import Broker, connect
-from uvos.contract import JobProgress, Stage, WorkerInfo
+from service.jobs.queue import Broker, Live, connect
+from uvos.contract import JobParams, JobProgress, JobRecord, Motion, Stage, WorkerInfo
 
 
 @pytest.fixture
@@ -26,23 +26,41 @@ def wait_until_expired(broker: Broker, job_id: str) -> None:
         time.sleep(0.001)
 
 
+def record(job_id: str, owner: str | None = None) -> JobRecord:
+    params = JobParams(tau=[1.0], model="tiny", motion=Motion.off)
+    return JobRecord(
+        id=job_id,
+        created_at=datetime.now(UTC),
+        owner=owner,
+        video_name="a",
+        video_bytes=1,
+        video_sha256="",
+        params=params,
+    )
+
+
+def position(broker: Broker, job_id: str, owner: str | None = None) -> int | None:
+    [live] = broker.live([record(job_id, owner)])
+    return live.position
+
+
 def progress(execution: str = "e") -> JobProgress:
-    return JobProgress(execution=execution, started_at=datetime.now(UTC), stage=Stage.features)
+    return JobProgress(execution=execution, started_at=datetime(2026, 1, 1, tzinfo=UTC), stage=Stage.features)
 
 
 def test_enqueue_queues_a_job_once(broker: Broker) -> None:
     for _ in range(3):
         broker.enqueue("a")
     assert broker.length() == 1
-    assert broker.position("a", owner=None) == 0
+    assert position(broker, "a") == 0
     broker.enqueue("b", at_front=True)
-    assert (broker.position("b", owner=None), broker.position("a", owner=None)) == (0, 1)
+    assert (position(broker, "b"), position(broker, "a")) == (0, 1)
 
 
 def test_dequeue_removes_every_trace_of_a_job(broker: Broker) -> None:
     broker.enqueue("a")
     broker.dequeue("a", owner=None)
-    assert broker.position("a", owner=None) is None
+    assert position(broker, "a") is None
     assert not broker.connection.exists("rq:job:a")
 
 
@@ -89,7 +107,7 @@ def test_jobs_above_the_running_limit_of_their_owner_keep_their_place(broker: Br
         assert pop(broker) == expected
         assert broker.take_lease(expected, "e", 60, owner="ada", limit=1) is (expected == "a1")
         broker.ack(expected, has_ended=False)
-    assert [broker.position(job_id, owner="ada") for job_id in ("a1", "a2", "a3")] == [None, 0, 1]
+    assert [position(broker, job_id, "ada") for job_id in ("a1", "a2", "a3")] == [None, 0, 1]
     assert broker.length() == 3
     assert broker.lost(["a1", "a2", "a3", "b1"]) == []
     assert not broker.drop_lost("a2")
@@ -144,23 +162,26 @@ def test_a_job_whose_worker_died_after_the_pop_can_be_queued_again(broker: Broke
     assert broker.popped() == ["a"]
     assert broker.drop_lost("a")
     broker.enqueue("a")
-    assert broker.position("a", owner=None) == 0
+    assert position(broker, "a") == 0
     assert broker.popped() == []
 
 
 def test_progress_is_visible_only_while_the_job_is_leased(broker: Broker) -> None:
     broker.publish_progress("a", progress())
-    assert broker.progress("a") is None
+    assert broker.live([record("a")]) == [Live(None, None)]
+    assert broker.running(["a"]) == set()
     broker.take_lease("a", "e", 60, owner=None)
-    assert broker.progress("a") is not None
+    assert broker.live([record("a")])[0].progress == progress()
+    assert broker.running(["a"]) == {"a"}
 
 
 def test_invalid_content_in_redis_is_ignored(broker: Broker) -> None:
     broker.take_lease("a", "e", 60, owner=None)
     broker.connection.set("uvos:progress:a", b"\xff not json")
+    broker.connection.sadd("uvos:workers", b"evil", b"\xff", b"dead")
     broker.connection.set("uvos:worker:evil", b'{"name": 1}')
     broker.connection.rpush(broker.queue.key, b"\xff")
     broker.announce_worker(WorkerInfo(name="good", device="cpu"))
-    assert broker.progress("a") is None
+    assert broker.live([record("a")]) == [Live(None, None)]
     assert [worker.name for worker in broker.workers()] == ["good"]
     assert broker.lost(["b"]) == ["b"]

@@ -75,6 +75,11 @@ def end_of(worker: SegmentWorker, job_id: str) -> JobEnd:
     return end
 
 
+def position(worker: SegmentWorker, job_id: str) -> int | None:
+    [live] = worker.broker.live([worker.storage.record(job_id)])
+    return live.position
+
+
 def problem_type(end: JobEnd) -> str:
     assert end.status == Status.failed
     assert end.error is not None
@@ -138,7 +143,7 @@ def test_a_child_that_died_before_the_job_began_costs_no_attempt(worker: Segment
     assert worker.storage.end(job_id) is None
     assert crashes(worker, job_id) == 0
     assert worker.storage.claim_log(job_id).unfinished() == 0
-    assert worker.broker.position(job_id, owner=None) == 0  # at the front
+    assert position(worker, job_id) == 0  # at the front
     warm_up(worker)
     worker.execute(job_id)
     assert end_of(worker, job_id).status == Status.succeeded
@@ -158,7 +163,7 @@ def test_a_job_above_the_owners_running_limit_waits_and_is_requeued(worker: Segm
     worker.execute(job_id)
     for _ in range(3):
         worker.recovery.run()
-    assert worker.broker.position(job_id, owner="ada") == 0
+    assert position(worker, job_id) == 0
     assert worker.broker.queue.job_ids == []
     assert not is_leased(worker, job_id)
     worker.broker.release_lease("another", "e", owner="ada")
@@ -170,7 +175,7 @@ def test_lost_jobs_are_requeued_oldest_first_after_two_sightings(worker: Segment
     worker.recovery.run()
     assert worker.broker.length() == 0  # a job between queue and lease looks lost
     worker.recovery.run()
-    assert [worker.broker.position(job_id, owner=None) for job_id in sorted(ids)] == [0, 1, 2]
+    assert [position(worker, job_id) for job_id in sorted(ids)] == [0, 1, 2]
 
 
 def test_an_ended_job_is_removed_from_the_queue(worker: SegmentWorker) -> None:
@@ -298,8 +303,8 @@ def test_a_damaged_job_fails_and_other_jobs_run(worker: SegmentWorker) -> None:
     (worker.storage.root / "jobs" / damaged / "job.json").write_bytes(b'{"id": ')
     for _ in range(2):
         worker.recovery.run()
-    assert worker.broker.position(damaged, owner=None) is None
-    assert worker.broker.position(intact, owner=None) == 0
+    assert position(worker, damaged) is None
+    assert position(worker, intact) == 0
     assert problem_type(end_of(worker, damaged)) == "job-damaged"
     assert worker.storage.open_jobs() == [intact]
     worker.execute(damaged)
