@@ -1,16 +1,16 @@
 """The command lines of evaluation, for `worker/cli.py` to register. Heavy imports wait until a command runs."""
 
 import json
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from service.settings import Settings
-from uvos.contract import Edges, Mode
+from uvos.contract import Edges, Mode, SegmentParams
 from uvos.errors import InvalidParameters
 from uvos.options import parameter_options, parse_options
 from uvos.progress import CommandProgress
@@ -22,7 +22,6 @@ MATCHING = {
     Protocol.per_frame: "up to 300 proposals, a matching for each frame (as published with the method)",
     Protocol.foreground: "one object: any id above 0",
 }
-PERCENT = 100
 
 
 def score(
@@ -34,6 +33,7 @@ def score(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values there.")] = None,
 ) -> None:
     """Score folders of PNG masks against ground truth, without a model."""
+    from worker.evaluation import tables
     from worker.evaluation.score import score as score_folders
 
     wanted = list(dict.fromkeys(metric or [Metric.j, Metric.f]))
@@ -49,17 +49,17 @@ def score(
         )
     if json_file is not None:
         write_json(json_file, result)
-    table = _table("sequence", *(f"{name} (%)" for name in wanted))
+    table = tables.numbers("sequence", *(f"{name} (%)" for name in wanted))
     for name, values in result["per_sequence"].items():
-        table.add_row(name, *(percent(values[wanted_one]) for wanted_one in wanted))
+        table.add_row(name, *(tables.percent(values[wanted_one]) for wanted_one in wanted))
     table.add_section()
-    table.add_row("mean", *(percent(result["mean"][name]) for name in wanted), style="bold")
+    table.add_row("mean", *(tables.percent(result["mean"][name]) for name in wanted), style="bold")
     console.print(table)
     console.print(f"{protocol}: {MATCHING[protocol]}; {frames} annotated frames", highlight=False)
 
 
 @parameter_options(
-    omit=("model", "format", "start", "end", "fps", "background", "min_area"),
+    omit=("model", "affinity", "format", "start", "end", "fps", "background", "min_area"),
     defaults={"edges": Edges.patch, "mode": "single for data sets with one object, else multi"},
 )
 def evaluate(  # noqa: PLR0913 - one parameter per command line option
@@ -67,8 +67,15 @@ def evaluate(  # noqa: PLR0913 - one parameter per command line option
     root: Annotated[Path, typer.Argument(help="Folder of the data set, in the published layout.")],
     given: dict[str, Any],
     model: Annotated[
-        str | None,
-        typer.Option(help="A name from `uvos-worker models`, or an untrained baseline: colour-position, random."),
+        list[str] | None,
+        typer.Option(
+            help="A name from `uvos-worker models`, or an untrained baseline: colour-position, random. all: every "
+            "model with installed weights. May repeat."
+        ),
+    ] = None,
+    affinity: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{SegmentParams.model_fields['affinity'].description} all: each of them. May repeat."),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -87,46 +94,34 @@ def evaluate(  # noqa: PLR0913 - one parameter per command line option
         typer.Option("--json", metavar="FILE", help="Write all values there; an interrupted evaluation resumes."),
     ] = None,
 ) -> None:
-    """Segment a data set and score it by the published protocols, beside the paper's results."""
-    from worker.evaluation.baselines import load
-    from worker.evaluation.evaluate import Evaluation
+    """Segment a data set and score it by the published protocols, beside the paper's results.
+
+    With several models or affinities, the table has a row for each combination.
+    """
+    from worker.evaluation import tables
     from worker.evaluation.evaluate import evaluate as run
-    from worker.evaluation.segmenter import NO_CAP, PipelineSegmenter
-    from worker.run import Budget
+    from worker.evaluation.runs import Data, ModelChoice, evaluation_runs
 
     settings = Settings()
     wanted = [name.strip() for names in sequences or [] for name in names.split(",") if name.strip()]
     found = open_dataset(dataset, root, split=split, sequences=wanted)
     mode = Mode.single if DATASETS[dataset].one_object else Mode.multi
     chosen = parse_options({"edges": Edges.patch, "mode": mode} | given)
-    loaded = load(model, weights=weights, settings=settings, dtype=dtype, clustering=chosen.clustering)
-    params = loaded.entry.complete(chosen)
-    segmenter = PipelineSegmenter(
-        loaded, params, Budget(memory_bytes=settings.memory_budget_bytes, max_key_tokens=NO_CAP)
-    )
-    evaluation = Evaluation(
-        dataset=dataset,
-        split=split or DATASETS[dataset].split,
-        taus=tuple(params.tau),
-        limit_frames=limit_frames,
-        model={
-            "name": loaded.entry.name,
-            "version": loaded.version,
-            "weights": loaded.weights_source,
-            "sha256": loaded.sha256,
-            "device": str(loaded.device),
-            "dtype": loaded.dtype,
-        },
-        params=segmenter.params.model_dump(mode="json"),
-    )
+    data = Data(dataset, split or DATASETS[dataset].split, limit_frames)
+    models = ModelChoice(tuple(model or ()), tuple(affinity or ()), weights, dtype)
+    work = None if json_file is None else json_file.with_name(json_file.name + ".parts")  # of an interrupted evaluation
+    results = []
     with _Progress() as progress:
-        work = None if json_file is None else json_file.with_name(json_file.name + ".parts")
-        result = run(evaluation, found, segmenter, work=work, progress=progress)
+        for done, count, evaluation, segmenter in evaluation_runs(data, models, chosen, settings):
+            progress.run(evaluation.model["name"], done, count)
+            results.append(run(evaluation, found, segmenter, work=work, progress=progress))
     if json_file is not None:
-        write_json(json_file, result)
+        write_json(json_file, results[0] if len(results) == 1 else {"evaluations": results})
+    if work is not None:
+        shutil.rmtree(work)
     console = Console()
-    console.print(_evaluation_table(result))
-    console.print(_footnote(result), highlight=False)
+    console.print(tables.measures(results[0]) if len(results) == 1 else tables.comparison(results))
+    console.print(tables.footnote(results), highlight=False)
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
@@ -142,56 +137,8 @@ def write_json(file: Path, result: dict[str, Any]) -> None:
         raise InvalidParameters(f"{file} cannot be written: {error.strerror}") from error
 
 
-def percent(value: float | None) -> str:
-    """A share as the field writes it: 75.4; a dash where it is not defined."""
-    return "–" if value is None else f"{PERCENT * value:.1f}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(*columns)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def _evaluation_table(result: dict[str, Any]) -> Table:
-    """A row a measure: the sequences, the mean and the paper's figure; a table a τ stands below the other."""
-    from worker.evaluation.measures import Measure
-    from worker.evaluation.published import paper_figure
-
-    levels = result.get("levels") or {f"{result['taus'][0]:g}": result}
-    table = _table("measure", *(f"tau {name}" for name in levels), "paper")
-    for name in next(iter(levels.values()))["mean"]:
-        measure = Measure(name)
-        values = [level["mean"][name] for level in levels.values()]
-        figure = paper_figure(
-            DatasetName(result["dataset"]),
-            measure,
-            model=result["model"]["name"],
-            key_ratio=result["params"]["key_ratio"],
-        )
-        cell = "" if figure is None else f"{figure.value:.1f} ({figure.model}, key ratio {figure.key_ratio:g})"
-        shown = [f"{value:.1f}" for value in values] if measure is Measure.clusters else [percent(v) for v in values]
-        table.add_row(measure, *shown, cell)
-    return table
-
-
-def _footnote(result: dict[str, Any]) -> str:
-    """Data, model and parameters of the results, and whether they are comparable with the paper's."""
-    published = DATASETS[DatasetName(result["dataset"])].split
-    partial = result["split"] != published or result["limit_frames"] is not None
-    return (
-        f"{result['title']}, {result['split']}: {result['sequences']} sequences"
-        + (f", the first {result['limit_frames']} frames" if result["limit_frames"] else "")
-        + f"; {result['model']['name']} {result['model']['version']} ({result['model']['weights']})"
-        + f", affinity {result['params']['affinity']}, edges {result['params']['edges']}"
-        + f", motion {result['params']['motion']}"
-        + (f"; the paper's figures are on {published}: do not compare" if partial else "")
-    )
-
-
 class _Progress:
-    """The sequences, and the stage of the current one."""
+    """The evaluations, the sequences, and the stage of the current one."""
 
     def __init__(self) -> None:
         self._bars = CommandProgress()
@@ -205,6 +152,11 @@ class _Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.__exit__(kind, error, trace)
+
+    def run(self, title: str, done: int, of: int) -> None:
+        """An evaluation begins, one of several."""
+        if of > 1:
+            self._bars.update("evaluations", done, of, detail=title)
 
     def sequence(self, name: str, done: int, of: int) -> None:
         self._sequence = name

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -85,8 +84,8 @@ def evaluate(
         evaluation: Data set, model and parameters.
         sequences: Of the data set.
         segmenter: Returns a segmentation for each of `evaluation.taus`.
-        work: A folder for the results of single sequences, from which an interrupted evaluation resumes; removed at
-            the end. None: results are not stored.
+        work: A folder for the results of single sequences, from which an interrupted evaluation resumes. None: results
+            are not stored.
         progress: Receives the progress.
 
     Returns:
@@ -116,8 +115,6 @@ def evaluate(
         level_name(tau): _level({name: measured[index] for name, measured in found.items()}, sequences, evaluation)
         for index, tau in enumerate(evaluation.taus)
     }
-    if work is not None:
-        shutil.rmtree(work)
     result = {"title": DATASETS[evaluation.dataset].title, **asdict(evaluation), "sequences": len(sequences)}
     return result | next(iter(levels.values())) | ({"levels": levels} if len(levels) > 1 else {})
 

@@ -84,7 +84,7 @@ def test_every_figure_has_a_command_that_runs_its_row(file):
         params = parsed(words, file)
         assert params["clustering"] == Clustering.windowed
         assert params["edges"] in (None, Edges.patch)  # None: the default of evaluate, patch
-        model = params["model"] or "dino-vits8"  # which the released checkpoint is of
+        (model,) = params["model"] or ["dino-vits8"]  # which the released checkpoint is of
         assert all(int(side) % MODELS[model].patch == 0 for side in params["resolution"].split("x"))
         found.add((params["dataset"], model, params["key_ratio"], *params["tau"]))
     assert found == {(f.dataset, f.model, f.key_ratio, f.tau) for f in FIGURES}

@@ -59,6 +59,25 @@ def test_a_data_set_is_segmented_and_scored_in_one_command(command, root, tmp_pa
     assert not file.with_name("result.json.parts").exists()
 
 
+def test_several_models_and_affinities_give_a_row_each(command, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    file = tmp_path / "result.json"
+    code, out, err = command(
+        *("evaluate", "davis16", root, "--split", "dev", "--model", "tiny", "--model", "colour-position"),
+        *("--affinity", "qk", "--affinity", "keys", "--resolution", "64x96", "--limit-frames", "2", "--json", file),
+    )
+    assert code == 0, err
+    expected = [(model, affinity) for model in ("tiny", "colour-position") for affinity in ("qk", "keys")]
+    results = json.loads(file.read_text())["evaluations"]
+    assert [(result["model"]["name"], result["params"]["affinity"]) for result in results] == expected
+    rows = [line.strip("│ \n").split("│") for line in out.splitlines() if line.startswith("│")]
+    assert [(row[0].strip(), row[1].strip()) for row in rows] == expected
+    assert [float(row[3]) for row in rows] == [
+        pytest.approx(100 * result["mean"]["best-cluster J"], abs=0.051) for result in results
+    ]
+    assert not file.with_name("result.json.parts").exists()
+
+
 @pytest.mark.parametrize("edges", ["patch", "smooth"])
 def test_answers_without_ground_truth_are_those_that_the_pipeline_gives(command, root, tmp_path, edges):
     """The evaluation decides on the main object afterwards; `segment --mode single` draws the same."""
@@ -107,6 +126,7 @@ def test_the_main_object_is_found_on_real_videos(command, tmp_path):
         (("davis16", "nowhere"), "there is no folder"),
         (("davis16", ".", "--split", "dev", "--sequences", "jump"), "has no sequence jump"),
         (("davis16", ".", "--split", "dev", "--model", "huge"), "unknown model"),
+        (("davis16", ".", "--split", "dev", "--affinity", "values"), "--affinity must be one of qk, keys"),
         (("davis16", ".", "--split", "dev", "--key-ratio", "2"), "--key-ratio"),
         (("davis16", ".", "--split", "dev", "--tau", "-1"), "--tau"),
         (("davis16", ".", "--split", "dev", "--dtype", "float8"), "--dtype"),
