@@ -5,8 +5,7 @@ let key = sessionStorage.getItem("uvos-key");
 export class Problem extends Error {
   constructor(problem) {
     super(problem.detail || problem.title);
-    this.title = problem.title || "Error";
-    this.status = problem.status;
+    Object.assign(this, { title: problem.title || "Error", status: problem.status, type: problem.type, limit: problem.limit, errors: problem.errors || [] });
   }
 }
 
@@ -33,6 +32,9 @@ export async function get(path, options = {}) {
 }
 
 export const json = async (path, options) => (await get(path, options)).json();
+
+/** An address that an image or video element can load: the path, or with an API key a copy of the file. */
+export const address = async (path) => (key ? URL.createObjectURL(await (await get(path)).blob()) : path);
 
 /** Submit a form; `onProgress` receives the uploaded share. */
 export function send(form, idempotencyKey, onProgress) {

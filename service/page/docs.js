@@ -1,18 +1,6 @@
 // API documentation rendered from the OpenAPI document; nothing else is loaded.
 
-const $ = (id) => document.getElementById(id);
-
-function element(tag, options = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), options);
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
-/** Text with `code` spans. */
-function prose(text) {
-  const parts = (text || "").split("`");
-  return element("span", {}, ...parts.map((part, index) => (index % 2 ? element("code", { textContent: part }) : part)));
-}
+import { $, element, prose } from "/page/dom.js";
 
 const nameOf = (reference) => reference.split("/").pop();
 

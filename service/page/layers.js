@@ -1,5 +1,6 @@
 // Layers that can be drawn over the video: the result of each level, and the rounds of Algorithm 1 before it. A layer
-// renders label maps; between adjacent layers, a colour follows the largest overlap.
+// renders label maps. Levels have the colours of their manifest; from a level to its rounds, a colour follows the
+// largest overlap.
 
 import { area, paint, runs } from "/page/rle.js";
 
@@ -8,12 +9,13 @@ const MAX_SIDE = 960; // pixels of the longer side: enough for a screen, fast en
 const MAX_CLUSTERS = 160; // rounds with more clusters look like noise
 const COMPARED_FRAMES = 12;
 const YIELD_EVERY_MS = 24;
+const WEAK_SCORE = 0.5; // objects below it are more likely background
 
 const yieldToBrowser = () => new Promise((resolve) => setTimeout(resolve));
 
 class Layer {
-  constructor(title, kind, tau, size, frames) {
-    Object.assign(this, { title, kind, tau, frames, objects: [], maps: new Map() });
+  constructor(title, kind, size, frames) {
+    Object.assign(this, { title, kind, frames, objects: [], maps: new Map() });
     const [height, width] = size;
     this.step = Math.max(1, Math.ceil(Math.max(height, width) / MAX_SIDE));
     this.videoHeight = height;
@@ -33,14 +35,16 @@ class Layer {
   }
 }
 
-/** The masks of one level. */
+function objectOf(item, frames) {
+  const score = item.object_score ?? 1 - item.background_score;
+  return { id: item.id, name: `Object ${item.id}`, color: item.color, score, weak: false, first: item.first_frame, last: item.last_frame, areas: new Float32Array(frames) };
+}
+
+/** The masks of one level; objects are ordered by how surely they are foreground. */
 export class LevelLayer extends Layer {
   static async of(level, document, isCurrent) {
-    const layer = new LevelLayer(`τ ${level.name}`, "level", level.tau, document.size, document.frames);
-    const byId = new Map();
-    for (const [index, item] of level.objects.entries()) {
-      byId.set(item.id, { id: item.id, color: hue(index), first: item.first_frame, last: item.last_frame, areas: new Float32Array(document.frames.length) });
-    }
+    const layer = new LevelLayer(`τ ${level.name}`, "level", document.size, document.frames);
+    const byId = new Map(level.objects.map((item) => [item.id, objectOf(item, document.frames.length)]));
     let yieldedAt = performance.now();
     const pixels = document.size[0] * document.size[1];
     for (const [index, frame] of document.frames.entries()) {
@@ -54,7 +58,8 @@ export class LevelLayer extends Layer {
         yieldedAt = performance.now();
       }
     }
-    layer.objects = [...byId.values()];
+    layer.objects = [...byId.values()].sort((one, other) => other.score - one.score || one.id - other.id);
+    for (const object of layer.objects.slice(1)) object.weak = object.score < WEAK_SCORE;
     return layer;
   }
 
@@ -70,11 +75,11 @@ export class LevelLayer extends Layer {
 /** Clusters of patches after one round; clusters mostly on the background of the level are hidden. */
 class RoundLayer extends Layer {
   constructor(level, document, groups, count, number, result) {
-    super(`τ ${level.name} · round ${number}`, "round", level.tau, [result.videoHeight, result.videoWidth], document.frames);
+    super(`round ${number} of ${level.rounds.length}`, "round", [result.videoHeight, result.videoWidth], document.frames);
     Object.assign(this, { grid: document.grid, groups, result });
     const [h, w] = document.grid;
     const objects = [];
-    for (let id = 1; id <= count; id++) objects.push({ id, color: null, first: -1, last: -1, areas: new Float32Array(this.frames.length) });
+    for (let id = 1; id <= count; id++) objects.push({ id, name: `Group ${id}`, color: null, score: null, weak: false, first: -1, last: -1, areas: new Float32Array(this.frames.length) });
     for (const [index, frame] of this.frames.entries()) {
       for (let i = 0; i < frame.length; i += 2) {
         const object = objects[groups[frame[i]]];
@@ -84,7 +89,7 @@ class RoundLayer extends Layer {
       }
     }
     const hidden = backgroundOf(this, result);
-    this.objects = objects.filter((object) => !hidden.has(object.id) && object.first >= 0);
+    this.objects = objects.filter((object) => !hidden.has(object.id) && object.first >= 0).sort((one, other) => mean(other.areas) - mean(one.areas));
     this.hidden = hidden;
     this.maps.clear();
   }
@@ -104,6 +109,8 @@ class RoundLayer extends Layer {
   }
 }
 
+const mean = (areas) => areas.reduce((sum, value) => sum + value, 0) / areas.length;
+
 /** Layers for the rounds of a level before the last one, without rounds that have too many clusters. */
 export function roundLayers(level, document, result) {
   const layers = [];
@@ -112,6 +119,11 @@ export function roundLayers(level, document, result) {
     if (number > 0) groups = groups.map((group) => round.parents[group]);
     if (round.centroids <= MAX_CLUSTERS) layers.push(new RoundLayer(level, document, groups, round.centroids, number + 1, result));
   });
+  let later = result;
+  for (const layer of [...layers].reverse()) {
+    passColors(later, layer);
+    later = layer;
+  }
   return layers;
 }
 
@@ -145,35 +157,27 @@ function backgroundOf(layer, result) {
   return new Set([...outside].filter(([id, pixels]) => pixels > (inside.get(id) || 0)).map(([id]) => id));
 }
 
-/** Assign colours, outwards from layer `base`: a colour passes to the object with the largest overlap. */
-export function colorLayers(layers, base) {
-  const palette = layers[base].objects.map((object, index) => (object.color = hue(index)));
-  const spread = (from, to) => {
-    const before = new Map(layers[from].objects.map((object) => [object.id, object.color]));
-    const byId = new Map(layers[to].objects.map((object) => [object.id, object]));
-    const used = new Set(), given = new Set();
-    for (const [old, fresh] of overlaps(layers[from], layers[to])) {
-      if (!old || !fresh || used.has(old) || given.has(fresh) || !before.has(old) || !byId.has(fresh)) continue;
-      byId.get(fresh).color = before.get(old);
-      used.add(old);
-      given.add(fresh);
-    }
-    const taken = new Set([...given].map((id) => byId.get(id).color));
-    let next = 0;
-    for (const object of layers[to].objects) {
-      if (given.has(object.id)) continue;
-      do object.color = hue(next++); while (taken.has(object.color) || palette.includes(object.color));
-      taken.add(object.color);
-    }
-  };
-  for (let i = base; i > 0; i--) spread(i, i - 1);
-  for (let i = base; i < layers.length - 1; i++) spread(i, i + 1);
+/** Give the objects of a layer the colours of another one: each colour passes to the object with the largest overlap. */
+function passColors(from, to) {
+  const before = new Map(from.objects.map((object) => [object.id, object.color]));
+  const byId = new Map(to.objects.map((object) => [object.id, object]));
+  const used = new Set();
+  for (const [old, fresh] of overlaps(from, to)) {
+    if (used.has(old) || !before.has(old) || !byId.has(fresh) || byId.get(fresh).color) continue;
+    byId.get(fresh).color = before.get(old);
+    used.add(old);
+  }
+  const taken = new Set(before.values());
+  let next = 0;
+  for (const object of to.objects.filter((item) => !item.color)) {
+    do object.color = hue(next++); while (taken.has(object.color));
+  }
 }
 
 const BRIGHT = ["#ff5d5d", "#3d8bff", "#ffc53d", "#25c27a", "#b06cff", "#ff8a3d", "#18c5d9", "#ff6fb5", "#9ad32e", "#7d7aff"];
 
-/** An unlimited sequence of distinct colours, brighter than the palette of the PNG files. */
-export function hue(index) {
+/** An unlimited sequence of distinct colours. */
+function hue(index) {
   if (index < BRIGHT.length) return BRIGHT[index];
   const h = (index * 137.508 + 20) % 360, s = 0.72, l = index % 2 ? 0.62 : 0.5;
   const channel = (n) => {

@@ -56,36 +56,39 @@ def is_error(message: ConsoleMessage) -> bool:
     return message.type == "error" and not message.text.startswith("Failed to load resource: the server responded")
 
 
-def drop(page: Page, video: Path) -> None:
-    """Drop a file on the page."""
+def drop(page: Page, *videos: Path) -> None:
+    """Drop files on the page."""
     page.evaluate(
-        """([name, data]) => {
+        """(files) => {
             const transfer = new DataTransfer();
-            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-            transfer.items.add(new File([bytes], name, {type: "video/mp4"}));
+            for (const [name, data] of files) {
+                const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+                transfer.items.add(new File([bytes], name));
+            }
             document.querySelector("#drop").dispatchEvent(
                 new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
         }""",
-        [video.name, base64.b64encode(video.read_bytes()).decode()],
+        [[video.name, base64.b64encode(video.read_bytes()).decode()] for video in videos],
     )
 
 
 def options(page: Page, tau: str = "1, 0.3") -> None:
-    page.click("#start summary")
+    page.click("#start summary:has-text('Options')")
     page.fill("[name=tau]", tau)
     page.select_option("[name=background]", "keep")  # shows masks whatever the model finds
 
 
-def painted(page: Page) -> int:
-    """Number of pixels of the canvas that are not transparent."""
+def painted(page: Page, canvas: str = "#canvas") -> int:
+    """Number of pixels of a canvas that are not transparent."""
     count: int = page.evaluate(
-        """() => {
-            const canvas = document.querySelector("#canvas");
+        """(selector) => {
+            const canvas = document.querySelector(selector);
             const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
             let count = 0;
             for (let i = 3; i < data.length; i += 4) count += data[i] > 0;
             return count;
-        }"""
+        }""",
+        canvas,
     )
     return count
 
@@ -100,7 +103,7 @@ def take_downloads(page: Page, folder: Path) -> None:
     links = page.locator("#downloads a")
     stored = ["PNG masks", "RLE JSON", "Overlay MP4"]
     rendered = ["COCO", "YouTube-VIS", "CVAT video", "CVAT images", "Label Studio", "YOLO", "MOTS"]
-    expect(links).to_have_text([*stored, *rendered, "Manifest"])
+    expect(links).to_have_text([*stored, *rendered, "Source MP4", "Manifest"])
     for index in range(min(links.count(), DOWNLOADS_PER_PAGE)):
         with page.expect_download() as download:
             links.nth(index).click()

@@ -39,15 +39,12 @@ def test_an_unknown_key_is_reported_and_a_valid_one_works(
     drop(page, video)
     expect(page.locator("#where")).not_to_be_empty()
     expect(page.locator("#result")).to_be_visible(timeout=JOB_MS)
-    expect(page.locator("#legend button").first).to_be_visible()
+    expect(page.locator("#legend .object").first).to_be_visible()
     assert painted(page) > 0
 
     take_downloads(page, tmp_path)
 
-    page.locator("#overlay").check()
-    page.wait_for_function(
-        "() => document.querySelector('#video').videoWidth > 0 && document.querySelector('#canvas').hidden"
-    )
+    page.wait_for_function("() => document.querySelector('#video').videoWidth > 0")
     page.click("summary:has-text('command line')")
     assert "Authorization: Bearer $UVOS_API_KEY" in page.inner_text("#curl")
     assert guarded.ada not in page.content()
@@ -65,13 +62,13 @@ def test_an_owner_sees_and_cancels_only_their_own_jobs(
     expect(page.locator("#left")).not_to_be_empty()
     link = page.url
     page.click("#cancel")
-    expect(page.locator("#problem")).to_contain_text("Canceled")
+    expect(page.locator("#message")).to_contain_text("Canceled")
     expect(page.locator("#jobs a", has_text="of bob")).to_have_count(1)
     with opened(browser, guarded.url) as other:
         enter_key(other, guarded.ada)
         expect(other.locator("#key")).to_be_hidden()
         other.goto(link)
-        expect(other.locator("#problem")).to_contain_text("Job not found")
+        expect(other.locator("#message")).to_contain_text("Job not found")
         expect(other.locator("#jobs a", has_text="of bob")).to_have_count(0)
 
 

@@ -1,0 +1,55 @@
+// A queued or running job: stage, progress, remaining time, cancellation.
+
+import { follow, get } from "/page/api.js";
+import { $ } from "/page/dom.js";
+import { showProblem } from "/page/problem.js";
+import { percent, remaining } from "/page/text.js";
+import { noWorker, onWorkers } from "/page/workers.js";
+
+const STAGES = ["decode", "features", "attention", "clustering", "masks"];
+let fraction = 0; // the bar never moves backwards
+let shown = null; // the job that is shown
+
+/** Show the progress of an upload or of a job. */
+export function showProgress({ where, fraction: share, left = "", stage = null }) {
+  fraction = share;
+  $("bar").value = fraction;
+  $("where").textContent = where;
+  $("left").textContent = left;
+  const now = STAGES.indexOf(stage);
+  [...$("stages").children].forEach((item, index) => (item.className = index < now ? "done" : index === now ? "now" : ""));
+}
+
+function whereOf(job) {
+  if (job.status === "queued" && noWorker()) return "waiting for a worker";
+  if (job.status === "queued") return job.position ? `queued, ${job.position} ahead` : "queued, next in line";
+  if (!job.stage) return "starting";
+  return job.frames_total ? `${job.stage}: frame ${job.frames_done} of ${job.frames_total}` : job.stage;
+}
+
+function showJob(job) {
+  shown = job;
+  const left = job.status === "queued" && noWorker() ? "" : remaining(job.eta_s);
+  showProgress({ where: whereOf(job), fraction: Math.max(fraction, job.fraction), left, stage: job.stage });
+  document.title = `${percent(fraction)} · ${job.video.name}`;
+}
+
+/** Follow a job until it has ended; the promise resolves then. */
+export async function watchJob(job, signal) {
+  $("work").hidden = false;
+  $("work-title").textContent = job.video.name;
+  $("cancel").disabled = false;
+  $("cancel").onclick = async () => {
+    $("cancel").disabled = true;
+    await get(job.links.cancel, { method: "POST" }).catch(showProblem);
+  };
+  fraction = 0;
+  showJob(job);
+  try {
+    await follow(job.links.events, showJob, signal);
+  } finally {
+    shown = null;
+  }
+}
+
+onWorkers(() => shown?.status === "queued" && showJob(shown));

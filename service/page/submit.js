@@ -1,0 +1,133 @@
+// Videos that the user drops or chooses: one opens its job, several become a batch with a row each.
+
+import { json, Problem, send } from "/page/api.js";
+import { showBatchRow, updateBatchRow } from "/page/batch.js";
+import { $ } from "/page/dom.js";
+import { applyOptions, copyOptions, defaultModel, formOf, showField } from "/page/options.js";
+import { showProgress } from "/page/progress.js";
+import { hideMessage, showNote, showProblem } from "/page/problem.js";
+import { remedies } from "/page/remedies.js";
+import { bytes, percent } from "/page/text.js";
+
+const SAMPLE = "/page/sample.mp4";
+const POLL_MS = 1500;
+const DURATION_TIMEOUT_MS = 2000;
+const files = new Map(); // job id -> File, while the page is open
+
+/** The file of a job that this page has submitted. */
+export const fileOf = (id) => files.get(id);
+
+/** Offer the sample, if the service has it. */
+export async function offerSample() {
+  $("sample").hidden = !(await fetch(SAMPLE, { method: "HEAD" })).ok;
+}
+
+const newKey = () => (crypto.randomUUID ? crypto.randomUUID() : `${Date.now()}-${Math.random()}`);
+
+function upload(file, onProgress) {
+  const sending = send(formOf(file), newKey(), onProgress);
+  sending.done.then((job) => files.set(job.id, file), () => {});
+  return sending;
+}
+
+/** Take the files that a user dropped. */
+export function take(list) {
+  const chosen = [...list];
+  if (chosen.length === 1) return submitOne(chosen[0]);
+  if (chosen.length) return submitBatch(chosen);
+}
+
+async function submitOne(file) {
+  hideMessage();
+  for (const id of ["start", "result"]) $(id).hidden = true;
+  $("work").hidden = false;
+  $("work-title").textContent = file.name;
+  showProgress({ where: "uploading", fraction: 0 });
+  const sending = upload(file, (share) => showProgress({ where: share < 1 ? `uploading, ${percent(share)} of ${bytes(file.size)}` : "submitting", fraction: share }));
+  $("cancel").disabled = false;
+  $("cancel").onclick = () => sending.abort();
+  try {
+    location.hash = `#/jobs/${(await sending.done).id}`;
+  } catch (error) {
+    $("work").hidden = true;
+    $("start").hidden = false;
+    await showSubmitProblem(error, {}, file);
+  }
+}
+
+/** Submit several videos one after another; they run while others are sent. */
+async function submitBatch(list) {
+  if (location.hash.length > 2) location.hash = "#/";
+  hideMessage();
+  const rows = list.map((file) => ({ file, row: showBatchRow(file.name) }));
+  for (const { file, row } of rows) {
+    const sending = upload(file, (share) => updateBatchRow(row, { text: share < 1 ? `uploading ${percent(share)}` : "submitting", fraction: share / 10 }));
+    updateBatchRow(row, { cancel: () => sending.abort() });
+    try {
+      const job = await sending.done;
+      followInBatch(row, job.id);
+    } catch (error) {
+      updateBatchRow(row, { text: error.name === "AbortError" ? "canceled" : `${error.title}: ${error.message}`, ended: "failed" });
+    }
+  }
+}
+
+async function followInBatch(row, id) {
+  for (;;) {
+    const job = await json(`/jobs/${id}`).catch((error) => (error.status === 404 ? { status: "deleted" } : null));
+    if (job) updateBatchRow(row, { job });
+    if (job && !["queued", "running"].includes(job.status)) return;
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+}
+
+/** Show why a job failed, with buttons that change the parameters and submit the video again. */
+export async function showSubmitProblem(error, job, file = fileOf(job.id)) {
+  const problem = error instanceof Problem ? error : {};
+  const options = { params: job.params, model: defaultModel(), duration: file && (await durationOf(file)) };
+  const actions = remedies(problem, options).map(({ label, changes }) => [file ? label : `${label} and choose the video again`, () => again(job, changes, file)]);
+  const [field] = problem.errors ?? [];
+  if (field) actions.push([`Correct ${field.field.split(".")[0]}`, () => showField(field.field)]);
+  await showProblem(error, actions);
+}
+
+/** Submit the video of a job again with some parameters changed. */
+export function again(job, changes, file = fileOf(job.id)) {
+  if (job.params) copyOptions(job.params);
+  applyOptions(changes);
+  if (file) return submitOne(file);
+  location.hash = "#/";
+  showNote("Parameters are set.", `Choose the video again: ${$("summary").textContent}.`);
+}
+
+/** Seconds of a video file; null if the browser cannot read it. */
+function durationOf(file) {
+  const video = document.createElement("video");
+  return new Promise((resolve) => {
+    video.onloadedmetadata = () => resolve(Number.isFinite(video.duration) ? video.duration : null);
+    video.onerror = () => resolve(null);
+    setTimeout(() => resolve(null), DURATION_TIMEOUT_MS);
+    video.src = URL.createObjectURL(file);
+  }).finally(() => URL.revokeObjectURL(video.src));
+}
+
+async function takeSample() {
+  const response = await fetch(SAMPLE);
+  await submitOne(new File([await response.blob()], "sample.mp4", { type: "video/mp4" }));
+}
+
+$("file").onchange = ({ target }) => {
+  take(target.files);
+  target.value = ""; // the same file may be chosen again
+};
+$("sample").onclick = () => takeSample().catch(showProblem);
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("over");
+});
+addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("over");
+  if ($("work").hidden) take(event.dataTransfer.files);
+});
