@@ -13,6 +13,7 @@ from service.api import events, health, jobs, page, problem_types, problems, res
 from service.http.admission import Admission
 from service.http.api_keys import LOOPBACK, ApiKeys
 from service.http.timeouts import Timeouts, protocol
+from service.http.versions import PREFIX, VersionPrefix
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
 from service.jobs.queue import Broker, connect
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         version=version("uvos"),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        servers=[{"url": "/"}, {"url": PREFIX}],
         lifespan=lifespan,
         docs_url=None,  # service/api/page.py serves /docs: the page of FastAPI loads scripts from a CDN
         redoc_url=None,
@@ -88,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allowed_hosts=settings.allowed_hosts,
         max_queued_per_key=settings.max_queued_per_key,
     )
+    app.add_middleware(VersionPrefix)  # added last, so it runs first
     for routes in (segment, jobs, events, results):
         rejected = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
         app.include_router(routes.router, responses=rejected, dependencies=[Security(BEARER)])

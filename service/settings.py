@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(6, gt=0.5)
     """A job whose worker sends no heartbeat for this long is given to another worker."""
     recovery_interval_s: float = Field(2, gt=0, le=10)
-    """How often a worker searches for lost jobs and sends its heartbeat, which expires after 15 s."""
+    """How often a worker searches for lost jobs and updates its heartbeat."""
     shutdown_grace_s: float = Field(20, ge=0)
     """After SIGTERM a running job may finish within this time; then it is handed back."""
     result_ttl_s: int = Field(24 * 3600, gt=0)

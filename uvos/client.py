@@ -6,6 +6,7 @@ result = Client("http://127.0.0.1:8000").segment("clip.mp4", tau=[0.5, 1.0])
 result.masks(tau=1.0)  # (T, H, W) uint16, 0 is background
 """
 
+import json
 import os
 import secrets
 import time
@@ -108,11 +109,7 @@ class Client:
             RequestFailed: the service rejected the request.
         """
         path = Path(video)
-        fields: Mapping[str, Any] = {
-            name: [str(item) for item in value] if isinstance(value, list | tuple) else str(value)
-            for name, value in params.items()
-            if value is not None
-        }
+        fields: Mapping[str, Any] = {name: _field(value) for name, value in params.items() if value is not None}
         headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
 
         def post() -> httpx.Response:
@@ -367,6 +364,13 @@ class Result:
             if tau is None or f"{level.tau:g}" == f"{tau:g}":
                 return level
         raise ValueError(f"tau must be one of the levels {self.taus} of this job, got {tau:g}")
+
+
+def _field(value: Any) -> "str | list[str]":
+    """A parameter as text of a form: lists repeat the field, mappings are JSON."""
+    if isinstance(value, list | tuple):
+        return [str(item) for item in value]
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
 
 
 class _Backoff:

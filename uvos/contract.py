@@ -3,6 +3,7 @@
 The service, the worker and the client share these models and nothing else.
 """
 
+import json
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -148,6 +149,36 @@ class SegmentParams(StrictSchema):
         return self
 
 
+Tag = Annotated[str, Field(pattern=r"^[\w .:/@+-]{1,64}$")]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=32)]
+Tags = Annotated[list[Tag], Field(max_length=16)]
+
+
+class SegmentForm(SegmentParams):
+    """The fields of POST /segment besides the video and the webhook."""
+
+    metadata: Metadata = Field(default_factory=dict, examples=[{"camera": "north"}])
+    """Strings of yours to keep with the job, as a JSON object: at most 32 keys of 64 characters, values of 512."""
+    tags: Tags = Field(default_factory=list, examples=[["night"]])
+    """Tags to find the job by (`GET /jobs?tag=`); repeat for several. At most 16 of 64 characters."""
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _parse_json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError('must be a JSON object of strings, such as {"camera": "north"}') from None
+        return value
+
+    @property
+    def params(self) -> SegmentParams:
+        return SegmentParams.model_validate(self.model_dump(exclude={"metadata", "tags"}))
+
+
 class JobParams(SegmentParams):
     """Parameters of a job after defaults; only the resolution may still depend on the video."""
 
@@ -239,6 +270,8 @@ class JobRecord(Schema):
     """Name of the API key that submitted the job; None if the service requires no key."""
     video_name: str
     """File name sent by the client, without folders and suffix."""
+    file_name: str = ""
+    """File name sent by the client, without folders."""
     video_bytes: int
     video_sha256: str
     params: JobParams
@@ -246,6 +279,8 @@ class JobRecord(Schema):
     """Digest of owner and Idempotency-Key."""
     callback_url: str | None = None
     """Webhook URL for the end of the job."""
+    metadata: Metadata = Field(default_factory=dict)
+    tags: Tags = Field(default_factory=list)
 
 
 class JobEnd(Schema):
@@ -323,6 +358,10 @@ class WorkerInfo(Schema):
     """Sandbox mechanisms of the decoder process."""
     busy_with: str | None = Field(None, examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])
     """Job that is running."""
+    installed: list[str] = Field(default_factory=list, examples=[["tiny"]])
+    """Models whose weights are on this machine."""
+    may_download: bool = True
+    """Whether the worker may download the weights of other models."""
     problem: str | None = Field(None, examples=["the models are being loaded"])
     """Why the worker runs no jobs; None if it runs jobs."""
 
@@ -333,8 +372,8 @@ class WorkerInfo(Schema):
 class Video(Schema):
     """The uploaded file."""
 
-    name: str = Field(examples=["clip"])
-    """File name sent by the client, without folders and suffix."""
+    name: str = Field(examples=["clip.mp4"])
+    """File name sent by the client, without folders."""
     bytes: int = Field(examples=[1_048_576])
     """File size in bytes."""
     sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
@@ -443,6 +482,10 @@ class JobView(Schema):
     """Estimated share of the job that is done."""
     position: int | None = Field(None, examples=[2])
     """Number of jobs ahead in the queue, while queued."""
+    waiting_for_worker: bool = False
+    """Whether the job waits because no worker is alive; `uvos up` or `uvos-worker run` starts one."""
+    weights_installed: bool | None = Field(None, examples=[True])
+    """Whether a live worker has the weights of the model; otherwise it downloads them first. None once ended."""
     eta_s: SecondsRange | None = None
     """Estimated remaining seconds, while queued or running."""
     created_at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
@@ -459,6 +502,10 @@ class JobView(Schema):
     """Parameters in effect, defaults included."""
     error: Problem | None = None
     """Why the job failed."""
+    metadata: Metadata = Field(default_factory=dict, examples=[{"camera": "north"}])
+    """Strings that the client sent with the video."""
+    tags: Tags = Field(default_factory=list, examples=[["night"]])
+    """Tags that the client sent with the video."""
     callback: Callback | None = None
     """Webhook, if `callback_url` was given."""
     links: Links

@@ -186,7 +186,10 @@ class TooLong(UvosError):
 
 class WeightsUnavailable(UvosError):
     title, status = "Weights unavailable", 503
-    remedy = "Copy the named file to the named location, or give the worker access to the hub."
+    remedy = (
+        "Run `uvos-worker weights fetch NAME` on the machine of the worker, copy the named file to the named location, "
+        "or give the worker access to the hub."
+    )
 
 
 class WeightsInvalid(UvosError):

@@ -39,6 +39,11 @@ def find_local_weights(entry: ModelEntry, weights_dir: Path | None) -> LocalWeig
     return None
 
 
+def is_installed(entry: ModelEntry, weights_dir: Path | None) -> bool:
+    """Whether a model loads without a download."""
+    return entry.is_packaged or find_local_weights(entry, weights_dir) is not None
+
+
 def best_model(weights_dir: Path | None) -> str:
     """Name of the best model whose weights are on this machine."""
     for name in PREFERRED_MODELS:

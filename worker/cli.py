@@ -22,6 +22,7 @@ from uvos.errors import InvalidParameters, QueueUnavailable, UvosError
 from uvos.models import MODELS, find_model
 from uvos.options import parameter_options, parse_options
 from uvos.progress import CommandProgress
+from uvos.weights import is_installed
 from worker.evaluation import commands as evaluation
 from worker.models.commands import app as weights_app
 from worker.training import commands as training
@@ -152,8 +153,6 @@ def segment(
 @app.command()
 def models() -> None:
     """List the models with their defaults and licences, and whether their weights are installed."""
-    from worker.models.loading import has_weights
-
     settings = Settings()
     columns = ("model", "patch", "short\nside", "tau\nmulti", "tau\nsingle", "motion", "weights\ninstalled", "licence")
     table = Table(*columns, box=None)
@@ -168,7 +167,7 @@ def models() -> None:
             f"{entry.tau[Mode.multi]:g}",
             f"{entry.tau[Mode.single]:g}",
             entry.motion.value,
-            "yes" if has_weights(entry, settings.weights_folder) else "no",
+            "yes" if is_installed(entry, settings.weights_folder) else "no",
             entry.licence,
         )
     Console().print(table)

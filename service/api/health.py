@@ -8,6 +8,7 @@ from pydantic import Field
 from service.api.dependencies import JobsDep, SettingsDep
 from service.jobs.jobs import Jobs
 from service.jobs.queue import WORKER_TTL_S
+from service.jobs.workers import install_command
 from uvos.contract import Schema, WorkerInfo
 from uvos.errors import QueueUnavailable
 from uvos.models import MODELS, ModelEntry
@@ -35,17 +36,27 @@ class Ready(Schema):
     """Whether the data folder can be written."""
     workers: list[WorkerInfo]
     """Workers with a recent heartbeat."""
-    reasons: list[str] = Field(examples=[["no worker has sent a heartbeat in the last 15 s"]])
+    reasons: list[str] = Field(examples=[["no worker is alive: start one with `uvos-worker run`"]])
     """Why the service is not ready; empty if it is."""
+
+
+class Model(ModelEntry):
+    """A model of the registry, and whether it can run here."""
+
+    installed: bool
+    """Whether a live worker has the weights; without a live worker, whether this machine has them."""
+    install: str | None = Field(None, examples=["uvos-worker weights fetch dino-vits8"])
+    """Command that installs the weights on the machine of a worker; None if they are installed."""
 
 
 class ModelPage(Schema):
     default: str = Field(examples=["tiny"])
     """Default model of jobs."""
-    models: list[ModelEntry]
+    models: list[Model]
     """All models."""
 
 
+@router.get("/healthz", tags=["health"], name="healthz")
 @router.get("/livez", tags=["health"])
 async def livez() -> Alive:  # not in a thread, because all threads may be busy
     """Liveness: the process responds."""
@@ -75,7 +86,10 @@ def _readiness(jobs: Jobs) -> Ready:
         storage = False
         reasons.append(f"the data folder cannot be written: {error}")
     if queue and not workers:
-        reasons.append(f"no worker has sent a heartbeat in the last {WORKER_TTL_S} s")
+        reasons.append(
+            f"no worker has sent a heartbeat in the last {WORKER_TTL_S} s; accepted jobs wait. Start one with "
+            "`uvos-worker run` (`uvos up` starts one with the service)"
+        )
     runs_jobs = any(worker.problem is None for worker in workers)
     if not runs_jobs:
         reasons += [f"worker {worker.name}: {worker.problem}" for worker in workers]
@@ -91,9 +105,20 @@ def _readiness(jobs: Jobs) -> Ready:
 
 
 @router.get("/models", tags=["models"], response_model_exclude_none=True)
-def models(settings: SettingsDep) -> ModelPage:
-    """The models that a job may use, with their defaults, licences and weight sources."""
-    return ModelPage(default=settings.default_model, models=list(MODELS.values()))
+def models(settings: SettingsDep, jobs: JobsDep) -> ModelPage:
+    """The models that a job may use: defaults, licences, sources of the weights, and whether these are installed."""
+    installed = jobs.workers.installed_models()
+    return ModelPage(
+        default=settings.default_model,
+        models=[
+            Model(
+                **entry.model_dump(),
+                installed=name in installed,
+                install=None if name in installed else install_command(name),
+            )
+            for name, entry in MODELS.items()
+        ],
+    )
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)

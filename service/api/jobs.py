@@ -61,10 +61,11 @@ def index(
         ),
     ] = None,
     status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
+    tag: Annotated[str | None, Query(max_length=64, description="Only jobs with this tag.", examples=["night"])] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs per page.")] = 50,
 ) -> JobPage:
     """List the caller's jobs, newest first."""
-    return jobs.page(owner=owner, before=cursor, status=status, size=limit)
+    return jobs.page(owner=owner, before=cursor, status=status, tag=tag, size=limit)
 
 
 @router.post(

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 
 from service.api.dependencies import JobsDep, OwnerDep, SettingsDep
 from service.api.problems import problems
-from service.http.upload import params_of, receive, video_name
+from service.http.upload import file_name, parse_fields, receive
+from service.jobs.jobs import Submission
 from service.jobs.webhooks import MAX_URL, check_url
 from service.settings import Settings
 from service.storage.uploads import Upload
-from uvos.contract import JobView, SegmentParams
+from uvos.contract import JobView, SegmentForm
 from uvos.errors import (
     EmptyUpload,
     IdempotencyConflict,
@@ -25,6 +26,7 @@ from uvos.errors import (
     TooManyJobs,
     UnknownModel,
     UploadTooLarge,
+    WeightsUnavailable,
 )
 
 router = APIRouter(tags=["segment"])
@@ -39,17 +41,14 @@ CALLBACK_URL = {
 
 
 @dataclass(frozen=True)
-class Submission:
-    """A received form, with its parameters validated; the upload is removed unless it is submitted."""
+class Received:
+    """A received form, with its fields validated; the upload is removed unless it is submitted."""
 
     upload: Upload
-    params: SegmentParams
-    video_name: str
-    sha256: str
-    callback_url: str | None
+    submission: Submission
 
 
-async def receive_submission(request: Request, jobs: JobsDep, settings: SettingsDep) -> Submission:
+async def receive_submission(request: Request, jobs: JobsDep, settings: SettingsDep) -> Received:
     """Receive the form and validate its fields.
 
     Raises:
@@ -60,20 +59,23 @@ async def receive_submission(request: Request, jobs: JobsDep, settings: Settings
     assert form.upload is not None
     try:
         callback_url = _callback_url([value for name, value in form.fields if name == "callback_url"], settings)
-        params = params_of([field for field in form.fields if field[0] != "callback_url"])
+        fields = parse_fields([field for field in form.fields if field[0] != "callback_url"])
         sha256 = await to_thread.run_sync(form.upload.finish)
     except BaseException:
         form.upload.__exit__()
         raise
-    return Submission(form.upload, params, video_name(form.filename), sha256, callback_url)
+    name = file_name(form.filename)
+    return Received(form.upload, Submission(form=fields, file_name=name, sha256=sha256, callback_url=callback_url))
 
 
 def form_schema() -> dict[str, Any]:
     """The multipart form for OpenAPI: the parameters of the contract and the video."""
-    schema = SegmentParams.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = SegmentForm.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     properties = {name: _inlined(field, definitions) for name, field in schema["properties"].items()}
     video = {"type": "string", "format": "binary", "description": "The video file."}
+    metadata = {"type": "string", "description": schema["properties"]["metadata"]["description"]}
+    properties["metadata"] = metadata | {"contentMediaType": "application/json", "examples": ['{"camera": "north"}']}
     return {
         "type": "object",
         "required": ["video"],
@@ -115,6 +117,7 @@ PROBLEMS = problems(
     QueueFull,
     RequestTooSlow,
     TooManyJobs,
+    WeightsUnavailable,
 )
 IdempotencyKey = Annotated[
     str | None,
@@ -137,21 +140,13 @@ IdempotencyKey = Annotated[
 def segment(
     jobs: JobsDep,
     owner: OwnerDep,
-    submission: Annotated[Submission, Depends(receive_submission)],
+    received: Annotated[Received, Depends(receive_submission)],
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Submit a video; returns the job, whose result is the masks of the objects in the video."""
-    with submission.upload as upload:
-        job = jobs.submit(
-            upload,
-            submission.params,
-            video_name=submission.video_name,
-            sha256=submission.sha256,
-            owner=owner,
-            idempotency_key=idempotency_key,
-            callback_url=submission.callback_url,
-        )
+    with received.upload as upload:
+        job = jobs.submit(upload, received.submission, owner=owner, idempotency_key=idempotency_key)
     response.headers.update({"Location": job.links.self, "Retry-After": str(POLL_AFTER_S)})
     return job
 

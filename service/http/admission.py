@@ -18,7 +18,7 @@ from service.jobs.jobs import Jobs
 from uvos.errors import KeyRequired, TooManyJobs, UploadTooLarge, UvosError
 
 FORM_OVERHEAD = 2**20  # bytes of a multipart form besides the video
-PUBLIC = {"/", "/livez", "/readyz", "/metrics", "/models", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+PUBLIC = {"/", "/livez", "/healthz", "/readyz", "/metrics", "/models", "/docs", "/openapi.json"}
 PUBLIC_FOLDERS = ("/page/", "/problems/")  # every other path requires a key, if the service requires keys
 
 

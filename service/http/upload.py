@@ -14,14 +14,15 @@ from starlette.requests import ClientDisconnect
 
 from service.storage.folder import Storage
 from service.storage.uploads import Upload
-from uvos.contract import SegmentParams
+from uvos.contract import SegmentForm
 from uvos.errors import EmptyUpload, InvalidParameters, NotAVideo, RequestTooSlow, UploadTooLarge
 
 CHUNK = 2**20  # bytes buffered before they are written to disk in a thread
 SIGNATURE_BYTES = 8192  # more than the signature of any container
 MAX_FIELD_BYTES = 4096
 MAX_FIELDS = 64
-LIST_FIELDS = {"tau", "format"}
+MAX_STEM, MAX_SUFFIX = 80, 16  # characters of a file name
+LIST_FIELDS = {"tau", "format", "tags"}
 # Containers that workers decode, by the names of `filetype`; `check_signature` recognises the others itself.
 CONTAINERS = {"mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "3gp", "wmv", "flv", "ogg", "ogv"}
 TRANSPORT_STREAMS = ((0, 188), (4, 192))  # MPEG-TS, M2TS: offset of the first packet, packet length
@@ -67,6 +68,12 @@ class ReceivedForm:
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         self._in_video = self._name == "video"
         if not self._in_video:
+            if b"filename" in options:
+                raise InvalidParameters(
+                    f"the file is in the field {self._name[:64]!r}: send it as `video` (curl -F video=@FILE)",
+                    limit="video",
+                    actual=self._name[:64],
+                )
             if len(self.fields) >= MAX_FIELDS:
                 raise InvalidParameters(
                     f"the form has more than {MAX_FIELDS} fields", limit=MAX_FIELDS, actual=len(self.fields) + 1
@@ -189,7 +196,7 @@ def check_signature(head: bytes) -> None:
     raise NotAVideo(f"the file is not a video in a supported container, it looks like {actual}", actual=actual)
 
 
-def params_of(fields: list[tuple[str, str]]) -> SegmentParams:
+def parse_fields(fields: list[tuple[str, str]]) -> SegmentForm:
     """Parse form fields; a repeated field becomes a list where the contract has one.
 
     Raises:
@@ -207,13 +214,14 @@ def params_of(fields: list[tuple[str, str]]) -> SegmentParams:
         else:
             values[name] = value
     try:
-        return SegmentParams.model_validate(values)
+        return SegmentForm.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 
 
-def video_name(filename: str) -> str:
-    """The client's file name without folders and suffix, sanitised for use as a folder name."""
-    stem = PurePath(filename.replace("\\", "/")).stem
-    safe = "".join(letter if letter.isalnum() or letter in " ._-" else "_" for letter in stem).strip(" .")
-    return safe[:80] or "video"
+def file_name(filename: str) -> str:
+    """The client's file name without folders, sanitised for use as a file name."""
+    name = PurePath(filename.replace("\\", "/")).name
+    safe = "".join(letter if letter.isalnum() or letter in " ._-" else "_" for letter in name).strip(" .")
+    path = PurePath(safe or "video")
+    return path.stem[:MAX_STEM] + path.suffix[:MAX_SUFFIX]

@@ -6,25 +6,28 @@ from threading import Lock
 
 from service.jobs.eta import Pace, Seconds
 from service.jobs.queue import Broker
+from service.jobs.workers import LiveWorkers
 from uvos.contract import JobParams, JobProgress, JobRecord, SecondsRange, WorkerInfo
 
-CACHE_TTL_S = 3.0  # concurrent views need the same timings and workers
+CACHE_TTL_S = 3.0  # concurrent views need the same timings
 
 
 @dataclass(frozen=True)
 class Estimate:
     eta_s: SecondsRange | None
     fraction: float | None
+    has_worker: bool = True
+    """Whether a live worker runs jobs."""
 
 
 class Estimates:
-    """Estimates from the timings and workers in Redis, which are cached for `CACHE_TTL_S`."""
+    """Estimates from the timings in Redis, which are cached for `CACHE_TTL_S`, and the live workers."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, workers: LiveWorkers) -> None:
         self.broker = broker
+        self.workers = workers
         self._lock = Lock()
         self._paces: dict[tuple[str, ...], tuple[float, Pace]] = {}
-        self._workers: tuple[float, list[WorkerInfo]] = (float("-inf"), [])
 
     def of(self, record: JobRecord, progress: JobProgress | None, position: int | None) -> Estimate:
         """The estimate for a job that has not ended; empty for a queued job while there is no worker.
@@ -36,9 +39,9 @@ class Estimates:
         if progress is not None:
             remaining = pace.remaining(progress, record.video_bytes, record.params)
             return Estimate(remaining.view(), pace.fraction(progress))
-        workers = self._live_workers()
+        workers = self.workers.running()
         if not workers:
-            return Estimate(None, None)
+            return Estimate(None, None, has_worker=False)
         own = pace.before(record.video_bytes, record.params)
         return Estimate((own + self._wait(pace, workers, position or 0)).view(), None)
 
@@ -56,18 +59,8 @@ class Estimates:
             cached = self._paces.get(key)
         if cached is not None and now - cached[0] < CACHE_TTL_S:
             return cached[1]
-        devices = [worker.device for worker in self._live_workers()]
+        devices = [worker.device for worker in self.workers.all()]
         pace = Pace.of(self.broker.timings(params.model), params, devices=devices)
         with self._lock:
             self._paces[key] = (now, pace)
         return pace
-
-    def _live_workers(self) -> list[WorkerInfo]:
-        now = time.monotonic()
-        with self._lock:
-            read_at, workers = self._workers
-        if now - read_at >= CACHE_TTL_S:
-            workers = self.broker.workers()
-            with self._lock:
-                self._workers = (now, workers)
-        return workers

@@ -4,15 +4,18 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import merge
 from itertools import groupby, islice
+from pathlib import PurePath
 
 import redis
 
 from service.jobs.estimates import Estimate, Estimates
 from service.jobs.index import JobIndex
 from service.jobs.queue import Broker, CircuitBreaker, Live
+from service.jobs.workers import LiveWorkers
 from service.settings import Settings
 from service.storage.folder import Storage, StoredJob
 from service.storage.uploads import Upload
@@ -26,7 +29,7 @@ from uvos.contract import (
     JobView,
     LevelLinks,
     Links,
-    SegmentParams,
+    SegmentForm,
     Status,
     Video,
     level_name,
@@ -42,6 +45,23 @@ REDIS_PAUSE_S = 1.0  # without calls to Redis after a failed one
 NOT_LIVE = Live(progress=None, position=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What a client sends with a video.
+
+    Attributes:
+        form: Parameters, metadata and tags.
+        file_name: Name of the file, sanitised.
+        sha256: Digest of the file, in hex.
+        callback_url: Webhook for the end of the job.
+    """
+
+    form: SegmentForm
+    file_name: str
+    sha256: str
+    callback_url: str | None = None
+
+
 class Jobs:
     """The operations on jobs that the HTTP API offers. Storage is authoritative; Redis adds position and progress."""
 
@@ -49,7 +69,8 @@ class Jobs:
         self.storage = storage
         self.broker = broker
         self.settings = settings
-        self.estimates = Estimates(broker)
+        self.workers = LiveWorkers(broker, settings)
+        self.estimates = Estimates(broker, self.workers)
         self.index = JobIndex(storage, broker.connection)
         self._redis = CircuitBreaker(REDIS_PAUSE_S)
 
@@ -93,34 +114,38 @@ class Jobs:
     def submit(
         self,
         upload: Upload,
-        params: SegmentParams,
+        submission: "Submission",
         *,
-        video_name: str,
-        sha256: str,
         owner: str | None = None,
         idempotency_key: str | None = None,
-        callback_url: str | None = None,
     ) -> JobView:
         """Accept a job. Once this returns, the job will succeed, fail or be canceled, whichever process dies.
 
         Raises:
             UnknownModel: There is no model of that name.
+            WeightsUnavailable: No live worker has the weights of the model, or may download them.
             IdempotencyConflict: The key was used with another video or other parameters.
             StorageFull: The disk is full.
         """
+        params = submission.form.params
         filled = find_model(params.model or self.settings.default_model).complete(params)
+        self.workers.check_weights(filled.model)
         record = JobRecord(
             id=upload.id,
             created_at=datetime.now(UTC),
             owner=owner,
-            video_name=video_name,
+            video_name=PurePath(submission.file_name).stem,
+            file_name=submission.file_name,
             video_bytes=upload.size,
-            video_sha256=sha256,
+            video_sha256=submission.sha256,
             params=filled,
             idempotency_key=_digest(owner or "", idempotency_key) if idempotency_key else None,
-            callback_url=callback_url,
+            callback_url=submission.callback_url,
+            metadata=submission.form.metadata,
+            tags=submission.form.tags,
         )
-        job_id = self.storage.submit(record, upload, _digest(sha256, filled.model_dump_json(), callback_url or "")).id
+        kept = record.model_dump_json(include={"params", "callback_url", "metadata", "tags"})
+        job_id = self.storage.submit(record, upload, _digest(submission.sha256, kept)).id
         stored = self.storage.load(job_id)
         try:
             with self._queue_errors():
@@ -179,24 +204,36 @@ class Jobs:
                 end = self.storage.end(record.id)  # it may have ended since
                 state, estimate = live[record.id]
             view = compose(record, end, state.progress, state.position, estimate)
+            if end is None:
+                view.weights_installed = record.params.model in self.workers.installed_models()
             if record.callback_url is not None:
                 view.callback = Callback(url=record.callback_url, last_delivery=self.storage.last_delivery(record.id))
             views.append(view)
         return views
 
-    def page(self, *, owner: str | None, before: str | None, status: Status | None, size: int = PAGE_SIZE) -> JobPage:
+    def page(
+        self,
+        *,
+        owner: str | None,
+        before: str | None,
+        status: Status | None,
+        tag: str | None = None,
+        size: int = PAGE_SIZE,
+    ) -> JobPage:
         """A page of an owner's jobs, newest first.
 
         Args:
             owner: The owner; None for a service without API keys.
             before: The last job of the previous page.
             status: Only jobs with this status.
+            tag: Only jobs with this tag.
             size: The number of jobs.
         """
         job_ids = self._candidates(owner, before, status)
         views: list[JobView] = []
         while len(views) <= size and (batch := list(islice(job_ids, size + 1 - len(views)))):
             jobs = [job for job_id in batch if (job := self._find_listed(job_id, owner)) is not None]
+            jobs = [job for job in jobs if tag is None or tag in job.record.tags]
             views += [view for view in self._views(jobs) if status is None or view.status == status]
         return JobPage(jobs=views[:size], next=views[size - 1].id if len(views) > size else None)
 
@@ -273,8 +310,10 @@ def compose(
         id=record.id,
         status=end.status if end else Status.running if progress else Status.queued,
         created_at=record.created_at,
-        video=Video(name=record.video_name, bytes=record.video_bytes, sha256=record.video_sha256),
+        video=Video(name=record.file_name or record.video_name, bytes=record.video_bytes, sha256=record.video_sha256),
         params=record.params,
+        metadata=record.metadata,
+        tags=record.tags,
         links=links(record, end),
     )
     if end is not None:
@@ -289,6 +328,7 @@ def compose(
     else:
         view.position = position
     if end is None and estimate is not None:
+        view.waiting_for_worker = progress is None and not estimate.has_worker
         view.eta_s = estimate.eta_s
         view.fraction = estimate.fraction if estimate.fraction is not None else view.fraction
     return view

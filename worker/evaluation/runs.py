@@ -8,11 +8,12 @@ from service.settings import Settings
 from uvos.contract import Affinity, SegmentParams
 from uvos.errors import InvalidParameters
 from uvos.models import MODELS
+from uvos.weights import is_installed
 from worker.evaluation.baselines import load
 from worker.evaluation.datasets import DatasetName
 from worker.evaluation.evaluate import Evaluation
 from worker.evaluation.segmenter import NO_CAP, PipelineSegmenter
-from worker.models.loading import LoadedModel, has_weights
+from worker.models.loading import LoadedModel
 from worker.run import Budget
 
 ALL = "all"
@@ -58,7 +59,7 @@ class ModelChoice:
 
     def names(self, weights_dir: Path | None) -> list[str | None]:
         """The models in order without repeats; None is the default model."""
-        installed = [entry.name for entry in MODELS.values() if has_weights(entry, weights_dir)]
+        installed = [entry.name for entry in MODELS.values() if is_installed(entry, weights_dir)]
         chosen = [name for given in self.models for name in (installed if given == ALL else [given])]
         return list(dict.fromkeys(chosen)) or [None]
 

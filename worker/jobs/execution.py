@@ -19,7 +19,7 @@ from service.jobs.queue import Broker, CircuitBreaker
 from service.settings import Settings
 from service.storage.folder import Storage
 from uvos.contract import JobEnd, Problem, Status
-from uvos.errors import DeadlineExceeded, JobNotFound, StorageFull, TooManyAttempts
+from uvos.errors import DeadlineExceeded, JobNotFound, StorageFull, TooManyAttempts, WeightsUnavailable
 from worker.jobs.child import Child
 from worker.jobs.messages import Begun, Done, Failed, FromChild, ProgressUpdate, Run, Stopped, StorageFailed
 
@@ -59,6 +59,8 @@ class Host(Protocol):
     child: Child
     stop_at: float | None
     """When a running job must be handed back, monotonic clock; None unless the worker was asked to stop."""
+    download_failed_at: float
+    """When weights could not be downloaded, monotonic clock."""
 
     def announce(self, busy_with: str | None = None) -> None: ...
 
@@ -177,6 +179,8 @@ class Execution:
             case Failed(execution=self.id, problem=problem, restart=restart):
                 if restart:
                     self.host.child.start()
+                if problem.type == WeightsUnavailable.type():
+                    self.host.download_failed_at = time.monotonic()
                 return self._end(Status.failed, problem)
             case StorageFailed(execution=self.id, reason=reason):
                 log.error("job %s: storage failed (%s); the job will be tried again", self.job_id, reason)

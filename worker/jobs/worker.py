@@ -19,11 +19,13 @@ from rq.serializers import JSONSerializer
 from rq.worker.base import WorkerStatus
 
 from service.jobs.queue import Broker, connect
+from service.jobs.workers import installed_models
 from service.settings import Settings
 from service.storage.folder import Storage
 from uvos.contract import TASK, QueueMessage, WorkerInfo
 from worker.jobs.child import Child
 from worker.jobs.execution import TICK_S, Execution
+from worker.jobs.heartbeat import Heartbeat
 from worker.jobs.messages import Ready
 from worker.jobs.recovery import Recovery
 
@@ -33,6 +35,8 @@ POLL_TIMEOUT_S = 1  # of the blocking pop, seconds; maintenance runs in between
 RECONNECT_S = 1.0
 HEARTBEAT_INTERVAL_S = 2.0
 START_TIMEOUT_S = 120.0  # to import torch and load a model from a slow disk
+WEIGHTS_TTL_S = 30.0
+RETRY_DOWNLOAD_S = 600.0  # after a failed download, jobs that need one are refused for this long
 MAX_RESTART_DELAY_S = 30.0  # between starts of a child that dies before it is warm, and between checks of storage
 
 
@@ -67,6 +71,9 @@ class SegmentWorker(Worker):
         name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self.recovery = Recovery(settings, storage, self.broker, name=name)
         self.index = self.recovery.index
+        self.heartbeat_thread = Heartbeat(self.broker)
+        self.download_failed_at = float("-inf")
+        self._installed: tuple[float, list[str]] = (float("-inf"), [])
         self.stop_at: float | None = None
         self.child_problem: str | None = "the models are being loaded"
         self.storage_problem: str | None = None
@@ -96,6 +103,7 @@ class SegmentWorker(Worker):
             ChildCannotStart: The first child died before it was warm, and `must_start` is set.
         """
         self._install_signal_handlers()
+        self.heartbeat_thread.start()
         try:
             self.child.start()
             while not self._stop_requested and self._cannot_start is None:
@@ -109,8 +117,8 @@ class SegmentWorker(Worker):
                 raise self._cannot_start
         finally:
             self.child.kill()
+            self.heartbeat_thread.stop()
             with suppress(redis.RedisError):
-                self.broker.retire_worker(self.name)
                 self.recovery.resign()
 
     def execute(self, job_id: str) -> None:
@@ -159,16 +167,25 @@ class SegmentWorker(Worker):
     def announce(self, busy_with: str | None = None) -> None:
         """Send the heartbeat that lists this worker in /readyz."""
         state = self.child.state or Ready(device="starting")
-        self.broker.announce_worker(
+        self.heartbeat_thread.update(
             WorkerInfo(
                 name=self.name,
                 device=state.device,
                 models=state.models,
                 sandbox=state.sandbox,
+                installed=self._installed_models(),
+                may_download=self.settings.allow_hub and self.download_failed_at + RETRY_DOWNLOAD_S < time.monotonic(),
                 busy_with=busy_with,
                 problem=self.storage_problem or self.child_problem,
             )
         )
+
+    def _installed_models(self) -> list[str]:
+        """The models whose weights are on this machine, checked every `WEIGHTS_TTL_S`."""
+        now = time.monotonic()
+        if now - self._installed[0] > WEIGHTS_TTL_S:
+            self._installed = (now, installed_models(self.settings))
+        return self._installed[1]
 
     def hand_back_now(self) -> None:
         """Stop now; a running job is handed back."""

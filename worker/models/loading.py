@@ -147,11 +147,6 @@ def find_weights(entry: ModelEntry, *, weights_dir: Path | None, allow_hub: bool
         raise weights_unavailable(entry, weights_dir, error.detail) from error
 
 
-def has_weights(entry: ModelEntry, weights_dir: Path | None) -> bool:
-    """Whether a model loads without a download."""
-    return entry.is_packaged or find_local_weights(entry, weights_dir) is not None
-
-
 def weights_unavailable(entry: ModelEntry, weights_dir: Path | None, reason: str) -> WeightsUnavailable:
     """The error for missing weights: the reason and every way to get them."""
     path = weights_dir / f"{entry.name}.safetensors" if weights_dir else f"<weights folder>/{entry.name}.safetensors"

@@ -28,8 +28,33 @@ def test_without_a_worker_jobs_are_accepted_but_the_service_is_not_ready(http: T
         "queue": True,
         "storage": True,
         "workers": [],
-        "reasons": ["no worker has sent a heartbeat in the last 15 s"],
+        "reasons": [response.json()["reasons"][0]],
     }
+    assert "no worker" in response.json()["reasons"][0]
+    assert "uvos-worker run" in response.json()["reasons"][0]
+
+
+def test_models_state_whether_workers_have_their_weights(http: TestClient, broker: Broker) -> None:
+    broker.announce_worker(WorkerInfo(name="one", device="cpu", installed=["tiny"], may_download=False))
+    models = {model["name"]: model for model in http.get("/models").json()["models"]}
+    assert (models["tiny"]["installed"], models["tiny"].get("install")) == (True, None)
+    assert not models["dino-vits8"]["installed"]
+    assert models["dino-vits8"]["install"] == "uvos-worker weights fetch dino-vits8"
+    video = {"video": ("clip.gif", b"GIF89a" + bytes(20))}
+    refused = http.post("/segment", data={"model": "dino-vits8"}, files=video)
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/weights-unavailable")
+    assert "uvos-worker weights fetch dino-vits8" in refused.json()["detail"]
+    assert http.post("/segment", data={"model": "tiny"}, files=video).status_code == 202
+    broker.announce_worker(WorkerInfo(name="one", device="cpu", installed=["tiny"], may_download=True))
+
+
+def test_every_path_has_the_prefix_v1_as_well(http: TestClient) -> None:
+    assert http.get("/v1/healthz").json() == http.get("/healthz").json() == {"alive": True}
+    video = {"video": ("clip.gif", b"GIF89a" + bytes(20))}
+    job = http.post("/v1/segment", files=video).json()
+    assert http.get(f"/v1{job['links']['self']}").json()["id"] == http.get(job["links"]["self"]).json()["id"]
+    assert http.get("/v1/jobs/0123abc").json()["type"] == "/problems/job-not-found"
+    assert http.get("/v1").status_code == 404
 
 
 def test_a_worker_without_problem_makes_the_service_ready(http: TestClient, broker: Broker) -> None:

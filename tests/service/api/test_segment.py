@@ -1,5 +1,6 @@
 """POST /segment: accepted and rejected requests."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -50,7 +51,8 @@ def test_a_video_is_accepted_with_defaults_filled_in(http: TestClient, video: by
     assert int(response.headers["retry-after"]) > 0
     assert job["status"] == "queued"
     assert job["position"] == 0
-    assert job["video"]["name"] == "My Clip"
+    assert job["video"]["name"] == "My Clip.mp4"
+    assert job["waiting_for_worker"]
     assert job["video"]["bytes"] == len(video)
     assert job["params"]["model"] == "tiny"
     assert job["params"]["tau"]
@@ -85,6 +87,11 @@ def test_a_job_shows_the_requested_parameters(http: TestClient, video: bytes) ->
         ({"start": "2", "end": "1"}, "start"),
         ({"tua": "1"}, "tua"),
         ({"min_area": "1"}, "min_area"),
+        ({"metadata": "north"}, "metadata"),
+        ({"metadata": '{"camera": 1}'}, "metadata"),
+        ({"metadata": json.dumps({str(n): "" for n in range(33)})}, "metadata"),
+        ({"tags": "a,b"}, "tags"),
+        ({"tags": [str(n) for n in range(17)]}, "tags"),
     ],
 )
 def test_an_invalid_field_is_named(
@@ -116,8 +123,21 @@ def test_an_unknown_model_is_rejected_with_the_known_ones(http: TestClient, vide
 
 
 def test_a_form_without_a_video_is_rejected(http: TestClient) -> None:
-    response = http.post("/segment", files={"other": ("x.txt", b"")})
+    response = http.post("/segment", files={"tau": (None, "1")})
     assert_problem(response, 422, "empty-upload")
+
+
+def test_a_file_in_another_field_is_rejected_with_the_right_field(http: TestClient, video: bytes) -> None:
+    problem = assert_problem(http.post("/segment", files={"file": ("clip.mp4", video)}), 422, "invalid-parameters")
+    assert "send it as `video`" in str(problem["detail"])
+
+
+def test_metadata_and_tags_stay_with_the_job(http: TestClient, video: bytes) -> None:
+    night = post(http, video, metadata='{"camera": "north"}', tags=["night", "cam 1"]).json()
+    assert (night["metadata"], night["tags"]) == ({"camera": "north"}, ["night", "cam 1"])
+    post(http, video, tags="day")
+    assert [job["id"] for job in http.get("/jobs?tag=night").json()["jobs"]] == [night["id"]]
+    assert http.get("/jobs?tag=nigh").json()["jobs"] == []
 
 
 def test_a_body_that_is_not_a_form_is_rejected(http: TestClient) -> None:

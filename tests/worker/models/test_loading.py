@@ -13,9 +13,10 @@ from tests.worker.models.hub import point_hub_at
 from uvos.contract import Clustering
 from uvos.errors import WeightsInvalid, WeightsUnavailable
 from uvos.models import MODELS
+from uvos.weights import is_installed
 from worker.models import fetching, loading
 from worker.models.backbone import create_vit
-from worker.models.loading import choose_device, choose_dtype, has_weights, load_model
+from worker.models.loading import choose_device, choose_dtype, load_model
 from worker.models.weights import Preprocessing, export_block, file_sha256, write_backbone
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def test_the_packaged_model_needs_nothing_else():
     assert (loaded.sha256, loaded.version) == (MODELS["tiny"].sha256, MODELS["tiny"].version)
     assert loaded.backbone.patch == MODELS["tiny"].patch
     assert torch.isfinite(loaded.backbone.project(PIXELS).keys).all()
-    assert has_weights(MODELS["tiny"], None)
+    assert is_installed(MODELS["tiny"], None)
 
 
 def test_a_packaged_file_that_was_changed_is_refused(monkeypatch, tmp_path):
@@ -65,7 +66,7 @@ def test_a_packaged_file_that_was_changed_is_refused(monkeypatch, tmp_path):
 def test_a_file_in_the_weights_folder_is_used(folder, tmp_path, suffix):
     path = tmp_path / f"dino-vits8{suffix}"
     shutil.copy(folder / "dino-vits8.pth", path)
-    assert has_weights(SHALLOW, tmp_path)
+    assert is_installed(SHALLOW, tmp_path)
     loaded = load_model(SHALLOW, weights_dir=tmp_path, device="cpu")
     assert loaded.weights_source == f"file: {path.name}"
     assert loaded.sha256 == file_sha256(path)
@@ -77,7 +78,7 @@ def test_a_file_in_the_weights_folder_is_used(folder, tmp_path, suffix):
 @pytest.mark.usefixtures("no_hub")
 def test_every_model_without_weights_says_what_to_fetch_and_where_to_put_it(name, tmp_path):
     entry = MODELS[name]
-    assert not has_weights(entry, tmp_path)
+    assert not is_installed(entry, tmp_path)
     with pytest.raises(WeightsUnavailable) as caught:
         load_model(entry, weights_dir=tmp_path, allow_hub=False, device="cpu")
     assert f"model.safetensors of {entry.weights}" in caught.value.detail
