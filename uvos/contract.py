@@ -571,8 +571,8 @@ class ManifestObject(Schema):
 
     id: int = Field(examples=[1])
     """Label in every frame; numbered from 1 by first appearance, then area."""
-    color: str = Field(examples=["#800000"])
-    """Palette colour, "#rrggbb"."""
+    color: str = Field(examples=["#ff5d5d"])
+    """Colour in overlays and on the page, "#rrggbb"; PNGs have the VOC palette."""
     area: float = Field(examples=[0.12])
     """Mean share of the frame, over the frames that contain the object."""
     first_frame: int = Field(examples=[0])

@@ -1,5 +1,6 @@
-"""Colours of object ids: the palette of PASCAL VOC, as in DAVIS."""
+"""Colours of object ids: the VOC palette of PNG files, and brighter colours wherever people look at objects."""
 
+import colorsys
 from functools import cache
 
 import numpy as np
@@ -30,7 +31,30 @@ def _table(bits: int) -> NDArray[np.uint8]:
     return table
 
 
+# Distinguishable over a picture in light and dark, which the VOC palette is not: its first colours are half as bright.
+BRIGHT = (
+    *(0xFF5D5D, 0x3D8BFF, 0xFFC53D, 0x25C27A, 0xB06CFF),
+    *(0xFF8A3D, 0x18C5D9, 0xFF6FB5, 0x9AD32E, 0x7D7AFF),
+)
+GOLDEN_ANGLE = 137.508  # degrees; consecutive hues are far apart
+
+
+def object_colors(size: int) -> NDArray[np.uint8]:
+    """Colours of objects on the page, in overlays and in the manifest, RGB, shape (size, 3); 0 is black."""
+    return np.array([(0, 0, 0), *(_object_color(label) for label in range(1, size))], np.uint8)
+
+
 def color(label: int) -> str:
-    """The palette's colour of an id, "#rrggbb"; defined for any id, also beyond the 255 of a palette PNG."""
-    red, green, blue = palette(label + 1)[label].tolist()
+    """The colour of an object, "#rrggbb", as `object_colors`."""
+    red, green, blue = _object_color(label)
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+@cache
+def _object_color(label: int) -> tuple[int, int, int]:
+    if label <= len(BRIGHT):
+        value = BRIGHT[label - 1]
+        return value >> 16, value >> 8 & 255, value & 255
+    hue = (label * GOLDEN_ANGLE + 20) % 360 / 360
+    red, green, blue = colorsys.hls_to_rgb(hue, 0.62 if label % 2 else 0.5, 0.72)
+    return round(255 * red), round(255 * green), round(255 * blue)

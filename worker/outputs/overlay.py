@@ -7,15 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from uvos.palette import palette
+from uvos.palette import object_colors
 
 OPACITY = 0.5  # of an object's colour over the frame
-OUTLINE_WHITENESS = 0.6  # share of white in an outline's colour
 OUTLINE_LINES = 540  # lines of video per pixel of outline thickness
 
 
 def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """A frame with objects tinted in the palette's colours and outlined in a brighter tone.
+    """A frame with objects tinted and outlined in their colours, which are those of the manifest and the page.
 
     Args:
         frame: RGB, shape (h, w, 3); scaled to the size of the label map.
@@ -27,7 +26,7 @@ def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np
     height, width = label_map.shape
     if frame.shape[:2] != (height, width):
         frame = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-    colors = palette(int(label_map.max()) + 1)
+    colors = object_colors(int(label_map.max()) + 1)
     blended = np.asarray(cv2.addWeighted(frame, 1 - OPACITY, colors[label_map], OPACITY, 0), np.uint8)
     objects = label_map > 0
     thickness = 1 + 2 * max(1, round(height / OUTLINE_LINES))
@@ -35,8 +34,7 @@ def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np
     # An object's outline: its own pixels within the outline's thickness of another label.
     edge = objects & (cv2.dilate(label_map, window) != cv2.erode(label_map, window))
     result = np.where(objects[..., None], blended, frame)
-    bright = (255 * OUTLINE_WHITENESS + colors * (1 - OUTLINE_WHITENESS)).astype(np.uint8)
-    result[edge] = bright[label_map[edge]]
+    result[edge] = colors[label_map[edge]]
     return result
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from uvos.palette import color, palette
+from uvos.palette import color, object_colors, palette
 from worker.outputs.png import write_png
 
 
@@ -24,12 +24,16 @@ def test_the_palette_equals_the_voc_palette():
         (64, 0, 0),
     ]
     assert palette()[255].tolist() == [224, 224, 192]
-    assert color(1) == "#800000"
-    assert color(20) == "#004080"
 
 
 def test_colours_are_unique():
     assert len(np.unique(palette(2000), axis=0)) == 2000
+    assert len(np.unique(object_colors(200), axis=0)) == 200
+
+
+def test_the_colour_of_an_object_is_that_of_overlays():
+    assert color(1) == "#ff5d5d"
+    assert [color(label) for label in (3, 40)] == ["#{:02x}{:02x}{:02x}".format(*object_colors(41)[i]) for i in (3, 40)]
 
 
 @given(label_map=npst.arrays(np.uint16, npst.array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 255)))
