@@ -41,9 +41,9 @@ async function save(href, name) {
 }
 
 /** The curl command that submits the same job. */
-export function showCommand(job, file) {
+export function showCommand(job) {
   const quote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const fields = Object.entries(job.params).flatMap(([name, value]) => [value].flat().map((item) => `-F ${quote(`${name}=${item}`)}`));
   const auth = hasKey() ? ['-H "Authorization: Bearer $UVOS_API_KEY"'] : [];
-  $("curl").textContent = ["curl", ...auth, `-F ${quote(`video=@${file?.name ?? job.video.name}`)}`, ...fields, `${location.origin}/segment`].join(" \\\n  ");
+  $("curl").textContent = ["curl", ...auth, `-F ${quote(`video=@${job.video.name}`)}`, ...fields, `${location.origin}/segment`].join(" \\\n  ");
 }

@@ -8,23 +8,22 @@ let models = null;
 
 const fields = () => $("options").elements;
 const modelOf = (name) => models.models.find((model) => model.name === name);
-const canRun = (model) => model.installed !== false;
 
 /** Load the models; those whose weights are missing cannot be chosen. */
 export async function prepareOptions() {
   models = await json("/models");
-  const rows = [...models.models].sort((one, other) => canRun(other) - canRun(one));
+  const rows = [...models.models].sort((one, other) => other.installed - one.installed);
   fields().model.replaceChildren(...rows.map((model) => {
-    const option = new Option(canRun(model) ? model.name : `${model.name} (not installed)`, model.name, false, model.name === models.default);
-    option.disabled = !canRun(model);
+    const option = new Option(model.installed ? model.name : `${model.name} (not installed)`, model.name, false, model.name === models.default);
+    option.disabled = !model.installed;
     option.title = model.description;
     return option;
   }));
-  const missing = rows.filter((model) => !canRun(model));
+  const missing = rows.filter((model) => !model.installed);
   $("missing").hidden = !missing.length;
   $("missing-list").replaceChildren(...missing.flatMap((model) => [
     Object.assign(document.createElement("dt"), { textContent: model.name }),
-    Object.assign(document.createElement("dd"), { textContent: model.install || model.description }),
+    Object.assign(document.createElement("dd"), { textContent: model.install, className: "mono" }),
   ]));
   suggestLevels();
 }

@@ -4,11 +4,9 @@ import { follow, get } from "/page/api.js";
 import { $ } from "/page/dom.js";
 import { showProblem } from "/page/problem.js";
 import { percent, remaining } from "/page/text.js";
-import { noWorker, onWorkers } from "/page/workers.js";
 
 const STAGES = ["decode", "features", "attention", "clustering", "masks"];
 let fraction = 0; // the bar never moves backwards
-let shown = null; // the job that is shown
 
 /** Show the progress of an upload or of a job. */
 export function showProgress({ where, fraction: share, left = "", stage = null }) {
@@ -21,15 +19,14 @@ export function showProgress({ where, fraction: share, left = "", stage = null }
 }
 
 function whereOf(job) {
-  if (job.status === "queued" && noWorker()) return "waiting for a worker";
+  if (job.waiting_for_worker) return "waiting for a worker";
   if (job.status === "queued") return job.position ? `queued, ${job.position} ahead` : "queued, next in line";
-  if (!job.stage) return "starting";
+  if (!job.stage) return job.weights_installed === false ? `loading the weights of ${job.params.model}` : "starting";
   return job.frames_total ? `${job.stage}: frame ${job.frames_done} of ${job.frames_total}` : job.stage;
 }
 
 function showJob(job) {
-  shown = job;
-  const left = job.status === "queued" && noWorker() ? "" : remaining(job.eta_s);
+  const left = job.waiting_for_worker ? "" : remaining(job.eta_s);
   showProgress({ where: whereOf(job), fraction: Math.max(fraction, job.fraction), left, stage: job.stage });
   document.title = `${percent(fraction)} · ${job.video.name}`;
 }
@@ -45,11 +42,5 @@ export async function watchJob(job, signal) {
   };
   fraction = 0;
   showJob(job);
-  try {
-    await follow(job.links.events, showJob, signal);
-  } finally {
-    shown = null;
-  }
+  await follow(job.links.events, showJob, signal);
 }
-
-onWorkers(() => shown?.status === "queued" && showJob(shown));

@@ -10,7 +10,7 @@ import { Painter } from "/page/painter.js";
 import { Player } from "/page/player.js";
 import { showProblem } from "/page/problem.js";
 import { offerRounds } from "/page/rounds.js";
-import { again, fileOf } from "/page/submit.js";
+import { again } from "/page/submit.js";
 
 export const painter = new Painter($("canvas"));
 export const player = new Player({ video: $("video"), onFrame: showFrame });
@@ -33,7 +33,7 @@ export async function showResult(job, signal) {
   $("warnings").textContent = manifest.warnings.join(" ");
   $("scrub").max = video.frame_count - 1;
   player.open(video.pts_s.map((time) => time - video.pts_s[0]), job.links.source ? await address(job.links.source) : null);
-  showCommand(job, fileOf(job.id));
+  showCommand(job);
   showLevels(levels);
   await choose(levels.indexOf(bestLevel(manifest.levels)));
   await offerComparisons(job, manifest, signal);

@@ -4,24 +4,14 @@ import { $ } from "/page/dom.js";
 import { count } from "/page/text.js";
 
 const INTERVAL_MS = 3000;
-let latest = null; // the response of /readyz; null: the service does not respond
-const listeners = new Set();
-
-/** Whether a job that waits has no worker that would run it; false while this is unknown. */
-export const noWorker = () => latest !== null && !latest.runs_jobs;
-
-/** Call `listener` whenever the state has been read. */
-export const onWorkers = (listener) => listeners.add(listener);
 
 async function read() {
   try {
-    latest = await (await fetch("/readyz")).json();
-    show(latest.runs_jobs, latest.workers.length ? count(latest.workers.length, "worker") : "no worker", ...advice(latest));
+    const state = await (await fetch("/readyz")).json();
+    show(state.runs_jobs, state.workers.length ? count(state.workers.length, "worker") : "no worker", ...advice(state));
   } catch {
-    latest = null;
     show(false, "offline", "The service does not respond.", "Start it with `uvos up`; this page continues by itself.");
   }
-  for (const listener of listeners) listener();
 }
 
 function advice({ ready, runs_jobs, workers, reasons }) {

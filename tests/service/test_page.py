@@ -52,7 +52,7 @@ def test_upload_playback_levels_and_downloads(page: Page, video: Path, tmp_path:
     drop(page, video)
     show_result(page)
     result = page
-    expect(result.locator("#result-title")).to_have_text("my clip")
+    expect(result.locator("#result-title")).to_have_text("my clip.mp4")
     expect(result.locator("#facts")).to_contain_text(f"128×96 · {FRAMES} frames")
     assert painted(result) > 0
 
@@ -105,7 +105,7 @@ def test_the_keyboard_plays_steps_and_hides_objects(result: Page) -> None:
 def test_the_curl_command_submits_the_same_job(result: Page, service_url: str) -> None:
     result.click("summary:has-text('command line')")
     command = result.inner_text("#curl")
-    for part in (f"{service_url}/segment", "video=@my clip", "tau=1 ", "tau=0.3", "background=keep", "model="):
+    for part in (f"{service_url}/segment", "video=@my clip.mp4", "tau=1 ", "tau=0.3", "background=keep", "model="):
         assert part in command
 
 
