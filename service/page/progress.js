@@ -1,6 +1,6 @@
 // A queued or running job: stage, progress, remaining time, cancellation.
 
-import { follow, get } from "/page/api.js";
+import { address, follow, get } from "/page/api.js";
 import { $ } from "/page/dom.js";
 import { showProblem } from "/page/problem.js";
 import { percent, remaining } from "/page/text.js";
@@ -26,9 +26,17 @@ function whereOf(job) {
 }
 
 function showJob(job) {
+  if (job.links.preview && $("preview").hidden) showPreview(job.links.preview);
   const left = job.waiting_for_worker ? "" : remaining(job.eta_s);
   showProgress({ where: whereOf(job), fraction: Math.max(fraction, job.fraction), left, stage: job.stage });
   document.title = `${percent(fraction)} · ${job.video.name}`;
+}
+
+function showPreview(link) {
+  $("preview").hidden = false;
+  const hide = () => ($("preview").hidden = true);
+  $("preview").querySelector("img").onerror = hide; // the job has ended meanwhile
+  address(link).then((src) => ($("preview").querySelector("img").src = src)).catch(hide);
 }
 
 /** Follow a job until it has ended; the promise resolves then. */
@@ -41,6 +49,7 @@ export async function watchJob(job, signal) {
     await get(job.links.cancel, { method: "POST" }).catch(showProblem);
   };
   fraction = 0;
+  $("preview").hidden = true;
   showJob(job);
   await follow(job.links.events, showJob, signal);
 }

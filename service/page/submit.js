@@ -1,8 +1,9 @@
 // Videos that the user drops or chooses: one opens its job, several become a batch with a row each.
 
 import { json, Problem, send } from "/page/api.js";
-import { showBatchRow, updateBatchRow } from "/page/batch.js";
+import { cancelAction, showBatchRow, updateBatchRow } from "/page/batch.js";
 import { $ } from "/page/dom.js";
+import { listJobs } from "/page/jobs.js";
 import { applyOptions, copyOptions, defaultModel, formOf, showField } from "/page/options.js";
 import { showProgress } from "/page/progress.js";
 import { hideMessage, showNote, showProblem } from "/page/problem.js";
@@ -59,26 +60,35 @@ async function submitOne(file) {
 async function submitBatch(list) {
   if (location.hash.length > 2) location.hash = "#/";
   hideMessage();
-  const rows = list.map((file) => ({ file, row: showBatchRow(file.name) }));
-  for (const { file, row } of rows) {
-    const sending = upload(file, (share) => updateBatchRow(row, { text: share < 1 ? `uploading ${percent(share)}` : "submitting", fraction: share / 10 }));
-    updateBatchRow(row, { cancel: () => sending.abort() });
-    try {
-      const job = await sending.done;
-      followInBatch(row, job.id);
-    } catch (error) {
-      updateBatchRow(row, { text: error.name === "AbortError" ? "canceled" : `${error.title}: ${error.message}`, ended: "failed" });
-    }
+  for (const [row, file] of list.map((file) => [showBatchRow(file.name), file])) await submitRow(row, file);
+}
+
+async function submitRow(row, file) {
+  const action = ["Cancel", () => sending.abort()];
+  const sending = upload(file, (share) => updateBatchRow(row, { text: share < 1 ? `uploading ${percent(share)}` : "submitting", fraction: 0.09 * share, action }));
+  try {
+    const job = await sending.done;
+    followRow(row, job, file).catch(showProblem);
+  } catch (error) {
+    updateBatchRow(row, error.name === "AbortError" ? { text: "canceled", ended: "canceled" } : { text: `${error.title}: ${error.message}`, ended: "failed" });
   }
 }
 
-async function followInBatch(row, id) {
-  for (;;) {
-    const job = await json(`/jobs/${id}`).catch((error) => (error.status === 404 ? { status: "deleted" } : null));
-    if (job) updateBatchRow(row, { job });
-    if (job && !["queued", "running"].includes(job.status)) return;
+async function followRow(row, submitted, file) {
+  for (let job = submitted; ; ) {
+    const hasEnded = !["queued", "running"].includes(job.status);
+    const [remedy] = job.status === "failed" ? remedies(job.error, { params: job.params, model: defaultModel() }) : [];
+    updateBatchRow(row, { job, action: remedy ? [remedy.label, () => retryRow(row, job, remedy.changes, file)] : hasEnded ? null : cancelAction(job) });
+    if (hasEnded) return listJobs();
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    job = await json(job.links.self).catch((error) => (error.status === 404 ? { status: "deleted" } : job));
   }
+}
+
+function retryRow(row, job, changes, file) {
+  copyOptions(job.params);
+  applyOptions(changes);
+  return submitRow(row, file);
 }
 
 /** Show why a job failed, with buttons that change the parameters and submit the video again. */
