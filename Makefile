@@ -58,11 +58,14 @@ importers: .venv/.importers ## read the exports with Datumaro, FiftyOne and Labe
 	@rm -rf tests/service/export/verified && $(BIN)/python -m tests.service.export.example tests/service/export/verified
 	@rm tests/service/export/verified/label_maps.npy
 
-train-tiny: .venv/.worker ## train the packaged model from the folders in VIDEOS (see docs/models/tiny.md)
+train-tiny: .venv/.worker .venv/.weights ## train the packaged model from the folders in VIDEOS (see docs/models/tiny.md)
 	@test -n "$(VIDEOS)" || { echo "name the folders of videos: make train-tiny VIDEOS='a b'"; exit 2; }
 	@mkdir -p out
 	@nice -n 10 $(BIN)/uvos-worker train backbone $(foreach folder,$(VIDEOS),--videos $(folder)) \
-		--steps 4000 --batch 4 --rate 6e-4 --seed 0 --out out/tiny.safetensors
+		--steps 4000 --batch 4 --rate 6e-4 --seed 0 --out out/tiny-grouping.safetensors
+	@UVOS_WEIGHTS_DIR=$(WEIGHTS) nice -n 10 $(BIN)/uvos-worker train distill \
+		$(foreach folder,$(VIDEOS),--videos $(folder)) --begin-with out/tiny-grouping.safetensors \
+		--steps 3000 --rate 1e-3 --seed 0 --out out/tiny.safetensors
 
 clean: ## remove installed and generated files
 	rm -rf .venv out data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

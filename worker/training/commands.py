@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,19 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a back
 
 HELD_OUT = 1  # the seed of a training sample is two numbers, that of an evaluation scene three
 STOPPED_BY_SIGTERM = 128 + 15
-STORE_SIZE, STORE_FPS, STORE_FRAMES = (192, 384), 12.5, 160  # defaults of `train frames` and `train backbone`
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Size (H, W), rate and number of the frames kept of each video."""
+
+    size: tuple[int, int] = (192, 384)
+    fps: float = 12.5
+    most_frames: int = 160
+
+
+STORE = StoreOptions()  # defaults of `train frames` and `train backbone`
+STILLS = StoreOptions(size=(360, 720), fps=2, most_frames=40)  # of `train distill`, which needs no neighbouring frames
 Videos = Annotated[list[Path], typer.Option("--videos", help="A video or a folder of videos; may repeat.", exists=True)]
 StoreFile = Annotated[Path | None, typer.Option("--frames", help="A file made by `train frames`.", exists=True)]
 Work = Annotated[Path | None, typer.Option(help="Folder for checkpoints and loss curves; default: beside --out.")]
@@ -30,8 +43,8 @@ def store_frames(
     videos: Videos,
     out: Annotated[Path, typer.Option(help="The file to write.")],
     size: Annotated[str, typer.Option(help="HxW of the frames in pixels.")] = "192x384",
-    fps: Annotated[float, typer.Option(help="Keep at most this many frames per second.")] = STORE_FPS,
-    most_frames: Annotated[int, typer.Option(help="Frames per video, from its beginning.")] = STORE_FRAMES,
+    fps: Annotated[float, typer.Option(help="Keep at most this many frames per second.")] = STORE.fps,
+    most_frames: Annotated[int, typer.Option(help="Frames per video, from its beginning.")] = STORE.most_frames,
 ) -> None:
     """Decode videos into one file of frames, from which a machine without decoders can train."""
     from worker.training.frame_store import store_videos
@@ -98,13 +111,13 @@ def backbone(  # noqa: PLR0913 - one parameter per command line option
     import torch
 
     from uvos.models import find_model
-    from worker.models.backbone import create_vit
-    from worker.models.weights import load_into, read_weights, write_backbone
-    from worker.training.backbone import Schedule, train_backbone
-    from worker.training.curves import draw_curves
+    from worker.models.loading import choose_dtype
+    from worker.models.weights import read_weights
+    from worker.training.backbone import train_backbone
     from worker.training.frame_store import read_store
     from worker.training.pseudo_labels import label_moving_objects, read_pseudo_labels, save_pseudo_labels
     from worker.training.run import TrainingRun
+    from worker.training.vit import Schedule, VitTraining
 
     with _errors_in_one_sentence(), CommandProgress() as progress:
         entry = find_model("tiny")
@@ -112,7 +125,7 @@ def backbone(  # noqa: PLR0913 - one parameter per command line option
         folder.mkdir(parents=True, exist_ok=True)
         schedule = Schedule(steps=steps, batch=batch, size=_size(size), rate=rate, seed=seed)
         torch.set_num_threads(threads)
-        store = read_store(frames or _store(videos, folder, STORE_SIZE, STORE_FRAMES, progress))
+        store = read_store(frames or _store(videos, folder, STORE, progress))
         labels_file = folder / "pseudo_labels.npz"
         if not labels_file.exists():
             labels = label_moving_objects(store, on_progress=lambda done, of: progress.update("labelling", done, of))
@@ -125,19 +138,90 @@ def backbone(  # noqa: PLR0913 - one parameter per command line option
             save_every_s=save_every_s,
             on_step=lambda step, loss: progress.update("training", step, steps, detail=f"loss {loss:.3f}"),
         )
-        weights = train_backbone(
-            store,
-            read_pseudo_labels(labels_file),
+        training = VitTraining.begin(
             dict(entry.timm_options),
             schedule,
             run,
             begin_with=None if begin_with is None else dict(read_weights(begin_with).vit),
             device=device,
+            mixed=choose_dtype("auto", device=torch.device(device), exact=False) is torch.bfloat16,
         )
-        vit = create_vit(entry.timm_id, entry.timm_options)
-        load_into(vit, read_weights(weights).vit)
-        write_backbone(out, vit, model=entry.name, version=f"seed {seed}, {steps} steps")
-        draw_curves(folder / "loss.csv", folder / "loss.png")
+        trained = train_backbone(training, store, read_pseudo_labels(labels_file), run)
+        _write_tiny(trained, out, f"seed {seed}, {steps} steps")
+        _draw(folder)
+    Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; curves: {folder / 'loss.png'}", highlight=False)
+
+
+@app.command()
+def distill(  # noqa: PLR0913 - one parameter per command line option
+    out: Annotated[Path, typer.Option(help="The weights' file to write.")],
+    teacher: Annotated[str, typer.Option(help="The larger model: a name of `uvos-worker models`.")] = "dinov2-vits14",
+    videos: Videos = [],  # noqa: B006 (typer copies it)
+    frames: StoreFile = None,
+    work: Work = None,
+    begin_with: Annotated[Path | None, typer.Option(help="Initial weights, of `tiny`.", exists=True)] = None,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of real frames that the teacher sees.")] = 900,
+    scenes: Annotated[int, typer.Option(min=0, help="Generated scenes that the teacher sees.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 3000,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step.")] = 6,
+    size: Annotated[str, typer.Option(help="HxW of a training frame in pixels, multiples of 8.")] = "128x256",
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and of every sample.")] = 0,
+    save_every_s: SaveEvery = 300.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads on a CPU.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Distil `tiny` from a larger model on videos and generated scenes; an interrupted run resumes when repeated."""
+    import torch
+
+    from service.settings import Settings
+    from uvos.models import find_model
+    from worker.models.loading import choose_dtype, load_model
+    from worker.models.weights import read_weights
+    from worker.training.distillation import distil
+    from worker.training.frame_store import read_store
+    from worker.training.run import TrainingRun
+    from worker.training.teacher import SamplePlan, make_teacher_samples, read_teacher_samples
+    from worker.training.vit import Schedule, VitTraining
+    from worker.video.clip import PatchGrid
+
+    with _errors_in_one_sentence(), CommandProgress() as progress:
+        entry, settings = find_model("tiny"), Settings()
+        folder = work or out.with_suffix(".work")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(threads)
+        schedule = Schedule(steps=steps, batch=batch, size=_size(size), rate=rate, seed=seed)
+        samples = read_teacher_samples(folder)
+        if samples is None:
+            grid = PatchGrid(schedule.size[0] // entry.patch, schedule.size[1] // entry.patch)
+            loaded = load_model(
+                find_model(teacher),
+                weights_dir=settings.weights_folder,
+                allow_hub=settings.allow_hub,
+                device=device,
+            )
+            samples = make_teacher_samples(
+                read_store(frames or _store(videos, folder, STILLS, progress)),
+                loaded.backbone,
+                SamplePlan(crops, scenes, grid, entry.patch, seed),
+                folder,
+                on_progress=lambda done, of: progress.update("teacher", done, of),
+            )
+        run = TrainingRun(
+            folder,
+            save_every_s=save_every_s,
+            on_step=lambda step, loss: progress.update("training", step, steps, detail=f"loss {loss:.3f}"),
+        )
+        training = VitTraining.begin(
+            dict(entry.timm_options),
+            schedule,
+            run,
+            begin_with=None if begin_with is None else dict(read_weights(begin_with).vit),
+            device=device,
+            mixed=choose_dtype("auto", device=torch.device(device), exact=False) is torch.bfloat16,
+        )
+        _write_tiny(distil(training, samples, run), out, f"distilled from {teacher}, seed {seed}, {steps} steps")
+        _draw(folder)
     Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; curves: {folder / 'loss.png'}", highlight=False)
 
 
@@ -180,7 +264,7 @@ def block(  # noqa: PLR0913 - one parameter per command line option
         folder.mkdir(parents=True, exist_ok=True)
         if frames is None:
             if is_first:
-                _store(videos, folder, _size(size), 10_000, progress)
+                _store(videos, folder, StoreOptions(size=_size(size), most_frames=10_000), progress)
             if dist.is_initialized():
                 dist.barrier()
             frames = folder / "frames.store"
@@ -223,9 +307,7 @@ def _process_group(device: str) -> Iterator[tuple[str, bool]]:
         dist.destroy_process_group()
 
 
-def _store(
-    videos: list[Path], folder: Path, size: tuple[int, int], most_frames: int, progress: CommandProgress
-) -> Path:
+def _store(videos: list[Path], folder: Path, options: StoreOptions, progress: CommandProgress) -> Path:
     """The frame store of a training folder, made from the videos unless it is there."""
     from worker.training.frame_store import store_videos
 
@@ -233,10 +315,28 @@ def _store(
     if not store.exists():
         paths = _videos(videos)
         part = store.with_suffix(".new")
-        on_video = _decoding(progress, paths)
-        store_videos(paths, part, size=size, fps=STORE_FPS, most_frames=most_frames, on_video=on_video)
+        store_videos(
+            paths,
+            part,
+            size=options.size,
+            fps=options.fps,
+            most_frames=options.most_frames,
+            on_video=_decoding(progress, paths),
+        )
         part.replace(store)
     return store
+
+
+def _write_tiny(trained: Path, out: Path, version: str) -> None:
+    """Write the weights of a training run in the format of the package."""
+    from uvos.models import find_model
+    from worker.models.backbone import create_vit
+    from worker.models.weights import load_into, read_weights, write_backbone
+
+    entry = find_model("tiny")
+    vit = create_vit(entry.timm_id, entry.timm_options)
+    load_into(vit, read_weights(trained).vit)
+    write_backbone(out, vit, model=entry.name, version=version)
 
 
 def _decoding(progress: CommandProgress, videos: list[Path]) -> Callable[[Path, int], None]:

@@ -13,12 +13,13 @@ import torch
 
 from worker.models.backbone import Backbone, create_vit
 from worker.models.weights import Preprocessing, load_into, read_weights
-from worker.training.backbone import Schedule, initialize_from_image_statistics, project, train_backbone
+from worker.training.backbone import train_backbone
 from worker.training.frame_store import FrameStore
 from worker.training.grouping import group_shares, grouping_loss
 from worker.training.pseudo_labels import PseudoLabels
 from worker.training.run import TrainingRun, TrainingStopped
 from worker.training.samples import Samples
+from worker.training.vit import Schedule, VitTraining, initialize_from_image_statistics, project
 
 OPTIONS = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 
@@ -43,20 +44,23 @@ def interrupt_at(last_step: int) -> Callable[[int, float], None]:
 
 
 def run(folder: Path, **options: Any) -> TrainingRun:
-    return TrainingRun(folder, workers=0, **{"save_every": 3, **options})
+    return TrainingRun(folder, **{"workers": 0, "save_every": 3, **options})
+
+
+def train(store: FrameStore, pseudo_labels: PseudoLabels, schedule: Schedule, run: TrainingRun, patch: int = 8) -> Path:
+    training = VitTraining.begin(OPTIONS | {"patch_size": patch}, schedule, run, mixed=True)
+    return train_backbone(training, store, pseudo_labels, run)
 
 
 def test_training_resumes_exactly(store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path) -> None:
     """Also where a step draws some of its query tokens at random: a sample has 1,024, a step takes 256."""
     schedule = Schedule(steps=6, batch=1, size=(64, 128), warm_up=2)
-    options = OPTIONS | {"patch_size": 4}
-    whole = train_backbone(store, pseudo_labels, options, schedule, run(tmp_path / "whole"))
+    whole = train(store, pseudo_labels, schedule, run(tmp_path / "whole"), patch=4)
     with pytest.raises(Interrupted):
-        train_backbone(store, pseudo_labels, options, schedule, run(tmp_path / "parts", on_step=interrupt_at(5)))
+        train(store, pseudo_labels, schedule, run(tmp_path / "parts", on_step=interrupt_at(5)), patch=4)
     resumed: list[int] = []
-    parts = train_backbone(
-        store, pseudo_labels, options, schedule, run(tmp_path / "parts", on_step=lambda step, _: resumed.append(step))
-    )
+    rest = run(tmp_path / "parts", on_step=lambda step, _: resumed.append(step))
+    parts = train(store, pseudo_labels, schedule, rest, patch=4)
     assert resumed == [4, 5, 6]
     expected, found = read_weights(whole).vit, read_weights(parts).vit
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -65,9 +69,9 @@ def test_training_resumes_exactly(store: FrameStore, pseudo_labels: PseudoLabels
 def test_a_folder_with_another_schedule_is_refused(
     store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path
 ) -> None:
-    train_backbone(store, pseudo_labels, OPTIONS, Schedule(steps=1, batch=1, size=(32, 64)), run(tmp_path))
+    train(store, pseudo_labels, Schedule(steps=1, batch=1, size=(32, 64)), run(tmp_path))
     with pytest.raises(ValueError, match="another schedule"):
-        train_backbone(store, pseudo_labels, OPTIONS, Schedule(steps=7), run(tmp_path))
+        train(store, pseudo_labels, Schedule(steps=7), run(tmp_path))
 
 
 def test_thirty_steps_on_one_batch_bring_its_loss_down(store: FrameStore, pseudo_labels: PseudoLabels) -> None:
@@ -125,7 +129,7 @@ def test_weights_load_into_the_same_architecture(
     store: FrameStore, pseudo_labels: PseudoLabels, tmp_path: Path
 ) -> None:
     schedule = Schedule(steps=1, batch=1, size=(32, 64))
-    weights = train_backbone(store, pseudo_labels, OPTIONS, schedule, run(tmp_path))
+    weights = train(store, pseudo_labels, schedule, run(tmp_path))
     load_into(create_vit("VisionTransformer", OPTIONS), read_weights(weights).vit)
 
 
@@ -140,5 +144,5 @@ def test_sigterm_to_all_processes_of_a_run_saves_the_steps_done(
 
     schedule = Schedule(steps=400, batch=1, size=(32, 64))
     with pytest.raises(TrainingStopped, match="step 2"):
-        train_backbone(store, pseudo_labels, OPTIONS, schedule, TrainingRun(tmp_path, workers=1, on_step=terminate_all))
+        train(store, pseudo_labels, schedule, run(tmp_path, workers=1, on_step=terminate_all))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2

@@ -52,6 +52,20 @@ def test_a_backbone_is_trained_and_fits_tiny(frames_file: Path, tmp_path: Path) 
     assert (tmp_path / "weights.work" / "loss.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_tiny_is_distilled_from_a_model(frames_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weights.safetensors"
+    command = ["distill", "--frames", str(frames_file), "--out", str(out), "--teacher", "tiny", "--size", "32x64",
+               "--crops", "3", "--scenes", "2", "--steps", "2", "--batch", "2", "--threads", "1"]  # fmt: skip
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    weights = read_weights(out)
+    assert weights.metadata["version"] == "distilled from tiny, seed 0, 2 steps"
+    entry = find_model("tiny")
+    load_into(create_vit(entry.timm_id, entry.timm_options), weights.vit)
+    assert np.load(tmp_path / "weights.work" / "keys.npy", mmap_mode="r").shape == (5, 4, 8, 192)
+    assert len((tmp_path / "weights.work" / "loss.csv").read_text().splitlines()) == 3
+
+
 def test_a_block_is_trained_behind_tiny(frames_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "block.safetensors"
     done = CliRunner().invoke(
