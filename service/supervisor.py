@@ -225,7 +225,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # accepted sockets inherit it; asyncio sets it only on sockets whose protocol number is given
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         reason = "another process uses it" if error.errno == EADDRINUSE else error.strerror or str(error)
         raise OSError(f"cannot listen on {host} port {port}: {reason}. Choose another with --port") from error

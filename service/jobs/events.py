@@ -33,6 +33,8 @@ KEEP_ALIVE_S = 15.0  # proxies close connections that are idle for long
 BATCH_SIZE = 100
 MAX_CONNECTIONS = 2000  # to Redis; further watchers only poll storage
 MAX_PENDING = 1000  # events of a slow listener; older ones are dropped
+MAX_DELAY_S = 0.1  # beyond it, a listener receives only the latest of several events
+S_PER_LISTENER = 0.001  # least interval between two events, so that many listeners do not take the whole process
 THE_END = "end"  # id of the last event; a client that reconnects with it gets nothing more
 
 
@@ -81,12 +83,14 @@ class Watcher:
         try:
             while not is_stopping():
                 last, events, may_have_ended = await self._next(last)
-                for event in events:
+                is_crowded = S_PER_LISTENER * len(self.subscriptions) > MAX_DELAY_S
+                for event in events[-1:] if is_crowded else events:
                     if not event.job.status.is_terminal:
                         self._publish(event)
                 if (may_have_ended or self._is_check_due()) and await self._has_ended():
                     self._send(Event(THE_END, await to_thread.run_sync(self._view_at_end)))
                     return
+                await asyncio.sleep(S_PER_LISTENER * len(self.subscriptions))
         except Exception:
             log.exception("job %s: its events cannot be followed", self._record.id)
         self._send(None)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -95,6 +96,13 @@ def test_listen_names_the_port_that_is_in_use() -> None:
         port = first.getsockname()[1]
         with pytest.raises(OSError, match=rf"port {port}: another process uses it"):
             listen("127.0.0.1", port)
+
+
+def test_accepted_connections_send_without_delay() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("subcommand", ["up", "serve"])
