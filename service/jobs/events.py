@@ -133,7 +133,7 @@ class Watcher:
                 if progress is None:
                     may_have_ended = True
                 else:
-                    events.append(Event(last, await to_thread.run_sync(self._view_at, progress)))
+                    events.append(Event(last, await to_thread.run_sync(self._jobs.view_at, self._record, progress)))
             if not entries:
                 events.append(Event(last, await to_thread.run_sync(self._jobs.view, StoredJob(self._record, None))))
         except (redis.RedisError, QueueUnavailable, OSError):
@@ -157,16 +157,12 @@ class Watcher:
             entries: Any = await self._redis.xrange(events_key(self._record.id), min=f"({last}")
             events = [_parse(entry) for entry in entries]
             return [
-                Event(event_id, await to_thread.run_sync(self._view_at, progress))
+                Event(event_id, await to_thread.run_sync(self._jobs.view_at, self._record, progress))
                 for event_id, progress in events
                 if progress is not None
             ]
         except (redis.RedisError, QueueUnavailable):
             return []
-
-    def _view_at(self, progress: JobProgress) -> JobView:
-        """The view of a running job at this progress."""
-        return compose(self._record, None, progress, None, self._jobs.estimates.of(self._record, progress, None))
 
     def _view_at_end(self) -> JobView:
         end = self._jobs.storage.end(self._record.id)

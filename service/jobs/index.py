@@ -8,7 +8,7 @@ not have.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -68,11 +68,19 @@ class JobIndex:
             self.connection.delete(BUILDING)
         return True
 
-    def walk(self, owner: str | None, state: str, before: str | None) -> Iterator[str]:
-        """The ids of an owner's jobs in one of `STATES`, newest first; with `before`, only older ones."""
+    def walk(self, owner: str | None, state: str, *, before: str | None, tag: str | None = None) -> Iterator[str]:
+        """The ids of an owner's jobs in one of `STATES`, newest first.
+
+        Args:
+            owner: The owner; None for a service without API keys.
+            state: One of `STATES`.
+            before: Only jobs older than this one.
+            tag: Only jobs with this tag.
+        """
+        key = _key(state, owner, tag)
         while True:
             latest = "+" if before is None else f"({before}"
-            members: list[Any] = self.connection.zrevrangebylex(_key(state, owner), latest, "-", 0, BATCH_SIZE)
+            members: list[Any] = self.connection.zrevrangebylex(key, latest, "-", 0, BATCH_SIZE)
             ids = _texts(members)
             yield from ids
             if len(ids) < BATCH_SIZE:
@@ -93,39 +101,43 @@ class JobIndex:
 
     def put(self, record: JobRecord, end: JobEnd | None) -> None:
         """Add a job, or move it to its state."""
+        sets = {state: [_key(state, record.owner, tag) for tag in (None, *record.tags)] for state in STATES}
         if end is None:
-            keys = (EXPIRY, JOBS, OPEN, _key("all", record.owner), _key("open", record.owner))
-            self.connection.eval(ADD_OPEN, len(keys), *keys, record.id)
+            opened = (EXPIRY, JOBS, OPEN, *sets["all"], *sets["open"])
+            self.connection.eval(ADD_OPEN, len(opened), *opened, record.id)
             return
         with self.connection.pipeline() as pipeline:
             pipeline.zadd(JOBS, {record.id: 0})
             pipeline.zrem(OPEN, record.id)
             pipeline.zadd(EXPIRY, {record.id: end.expires_at.timestamp()})
-            for state in STATES:
-                if state in ("all", end.status.value):
-                    pipeline.zadd(_key(state, record.owner), {record.id: 0})
-                else:
-                    pipeline.zrem(_key(state, record.owner), record.id)
+            for state, keys in sets.items():
+                for key in keys:
+                    if state in ("all", end.status.value):
+                        pipeline.zadd(key, {record.id: 0})
+                    else:
+                        pipeline.zrem(key, record.id)
             pipeline.execute()
 
-    def remove(self, job_id: str, owner: str | None) -> None:
-        """Remove a job."""
+    def remove(self, job_id: str, owner: str | None, tags: Sequence[str] = ()) -> None:
+        """Remove a job from the lists of its owner and of these tags."""
+        lists = [_key(state, owner, tag) for state in STATES for tag in (None, *tags)]
         with self.connection.pipeline() as pipeline:
-            for key in (JOBS, OPEN, EXPIRY, *(_key(state, owner) for state in STATES)):
+            for key in (JOBS, OPEN, EXPIRY, *lists):
                 pipeline.zrem(key, job_id)
             pipeline.execute()
 
-    def refresh(self, job_id: str, owner: str | None = None) -> None:
+    def refresh(self, job_id: str, owner: str | None = None, tags: Sequence[str] = ()) -> None:
         """Index a job as storage has it.
 
         Args:
             job_id: The job.
             owner: The owner in whose lists a job that is no longer in storage may be.
+            tags: The tags in whose lists it may be.
         """
         try:
             job = self.storage.load(job_id)
         except JobNotFound:
-            self.remove(job_id, owner)
+            self.remove(job_id, owner, tags)
         else:
             self.put(job.record, job.end)
 
@@ -160,19 +172,20 @@ class JobIndex:
         expired = []
         for job_id in _texts(due):
             try:
-                owner = None
+                record = None
                 with suppress(JobNotFound):
-                    owner = self.storage.record(job_id).owner
+                    record = self.storage.record(job_id)
                     if self.storage.expire(job_id, now):
                         expired.append(job_id)
-                self.refresh(job_id, owner)
+                self.refresh(job_id, record.owner if record else None, record.tags if record else ())
             except OSError as error:  # of this job's files only
                 log.error("job %s: cannot be removed: %s", job_id, error)
         return expired
 
 
-def _key(state: str, owner: str | None) -> str:
-    return f"uvos:index:{state}:{owner or ''}"
+def _key(state: str, owner: str | None, tag: str | None = None) -> str:
+    key = f"uvos:index:{state}:{owner or ''}"
+    return key if tag is None else f"{key}:{tag}"
 
 
 def _texts(members: list[Any]) -> list[str]:

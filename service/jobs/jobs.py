@@ -189,6 +189,12 @@ class Jobs:
         [view] = self._views([job])
         return view
 
+    def view_at(self, record: JobRecord, progress: JobProgress) -> JobView:
+        """The view of a running job at this progress; raises redis.RedisError."""
+        view = compose(record, None, progress, None, self.estimates.of(record, progress, None))
+        view.weights_installed = record.params.model in self.workers.installed_models()
+        return view
+
     def _views(self, jobs: Sequence[StoredJob]) -> list[JobView]:
         """The jobs as their owner sees them; of those that have not ended, one request to Redis has the progress."""
         live: dict[str, tuple[Live, Estimate]] = {}
@@ -229,25 +235,27 @@ class Jobs:
             tag: Only jobs with this tag.
             size: The number of jobs.
         """
-        job_ids = self._candidates(owner, before, status)
+        job_ids = self._candidates(owner, before, status, tag)
         views: list[JobView] = []
         while len(views) <= size and (batch := list(islice(job_ids, size + 1 - len(views)))):
-            jobs = [job for job_id in batch if (job := self._find_listed(job_id, owner)) is not None]
+            jobs = [job for job_id in batch if (job := self._find_listed(job_id, owner, tag)) is not None]
             jobs = [job for job in jobs if tag is None or tag in job.record.tags]
             views += [view for view in self._views(jobs) if status is None or view.status == status]
         return JobPage(jobs=views[:size], next=views[size - 1].id if len(views) > size else None)
 
-    def _find_listed(self, job_id: str, owner: str | None) -> StoredJob | None:
+    def _find_listed(self, job_id: str, owner: str | None, tag: str | None) -> StoredJob | None:
         try:
             return self.find(job_id, owner)
         except JobNotFound:
             with suppress(QueueUnavailable), self._queue_errors():
-                self.index.refresh(job_id, owner)  # deleted, or expired
+                self.index.refresh(job_id, owner, [] if tag is None else [tag])  # deleted, or expired
         except OSError as error:  # of this job's files only
             log.error("job %s: cannot be listed: %s", job_id, error)
         return None
 
-    def _candidates(self, owner: str | None, before: str | None, status: Status | None) -> Iterator[str]:
+    def _candidates(
+        self, owner: str | None, before: str | None, status: Status | None, tag: str | None
+    ) -> Iterator[str]:
         """The ids of all jobs that a list may have to show, newest first.
 
         From the index; while there is none, from storage, with the jobs of all owners and statuses.
@@ -255,19 +263,19 @@ class Jobs:
         try:
             with self._queue_errors():
                 if self.index.is_current():
-                    return self._indexed(owner, before, status)
+                    return self._indexed(owner, before, status, tag)
         except QueueUnavailable:
             pass
         return iter(self.storage.job_ids(before))
 
-    def _indexed(self, owner: str | None, before: str | None, status: Status | None) -> Iterator[str]:
+    def _indexed(self, owner: str | None, before: str | None, status: Status | None, tag: str | None) -> Iterator[str]:
         if status is None:
-            return self.index.walk(owner, "all", before)
-        open_jobs = list(self.index.walk(owner, "open", before))
+            return self.index.walk(owner, "all", before=before, tag=tag)
+        open_jobs = list(self.index.walk(owner, "open", before=before, tag=tag))
         running = self.broker.running(open_jobs)
         if not status.is_terminal:
             return (job_id for job_id in open_jobs if (job_id in running) is (status is Status.running))
-        ended = self.index.walk(owner, status.value, before)
+        ended = self.index.walk(owner, status.value, before=before, tag=tag)
         # a job that ended a moment ago may not be in its list yet
         just_ended = (job_id for job_id in open_jobs if job_id in running)
         return (job_id for job_id, _ in groupby(merge(ended, just_ended, reverse=True)))
@@ -295,7 +303,7 @@ class Jobs:
         self.cancel(job)
         self.storage.delete(record.id)
         with suppress(QueueUnavailable), self._queue_errors():
-            self.index.remove(record.id, record.owner)
+            self.index.remove(record.id, record.owner, record.tags)
 
 
 def compose(

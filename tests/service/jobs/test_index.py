@@ -13,6 +13,7 @@ from service.settings import Settings
 from service.storage.folder import Storage
 from uvos.contract import JobEnd, JobParams, JobProgress, JobRecord, Motion, Stage, Status
 
+TAGS = ["cat", "dog:big"]
 OWNERS = ("ada", "bob", None)
 ENDS = (Status.succeeded, Status.failed, Status.canceled)
 
@@ -27,7 +28,7 @@ def jobs(settings: Settings) -> Iterator[Jobs]:
     connection.close()
 
 
-def submit(jobs: Jobs, owner: str | None = None, *, indexed: bool = True) -> str:
+def submit(jobs: Jobs, owner: str | None = None, *, tags: list[str] | None = None, indexed: bool = True) -> str:
     with jobs.storage.new_upload() as upload:
         record = JobRecord(
             id=upload.id,
@@ -37,6 +38,7 @@ def submit(jobs: Jobs, owner: str | None = None, *, indexed: bool = True) -> str
             video_bytes=5,
             video_sha256=upload.finish(),
             params=JobParams(tau=[1.0], model="tiny", motion=Motion.off),
+            tags=tags or [],
         )
         jobs.storage.submit(record, upload, "")
     if indexed:
@@ -51,24 +53,26 @@ def finish(jobs: Jobs, job_id: str, status: Status = Status.failed, *, ttl_s: fl
         jobs.index.refresh(job_id)
 
 
-def listed(jobs: Jobs, owner: str | None, status: Status | None = None, size: int = 1000) -> list[str]:
+def listed(
+    jobs: Jobs, owner: str | None, status: Status | None = None, *, tag: str | None = None, size: int = 1000
+) -> list[str]:
     ids: list[str] = []
     before: str | None = None
     while True:
-        page = jobs.page(owner=owner, before=before, status=status, size=size)
+        page = jobs.page(owner=owner, before=before, status=status, tag=tag, size=size)
         ids += [job.id for job in page.jobs]
         before = page.next
         if before is None:
             return ids
 
 
-def stored(jobs: Jobs, owner: str | None, status: Status | None) -> list[str]:
+def stored(jobs: Jobs, owner: str | None, status: Status | None, tag: str | None = None) -> list[str]:
     """The list as storage gives it, without the index."""
     ids = []
     for job_id in jobs.storage.job_ids():
         job = jobs.storage.load(job_id)
         actual = Status.queued if job.end is None else job.end.status
-        if job.record.owner == owner and status in (None, actual):
+        if job.record.owner == owner and status in (None, actual) and (tag is None or tag in job.record.tags):
             ids.append(job_id)
     return ids
 
@@ -80,7 +84,7 @@ def test_lists_equal_those_of_storage_whatever_redis_missed(jobs: Jobs, seed: in
         action, indexed = draw.random(), draw.random() < 0.7
         ids = jobs.storage.job_ids()
         if action < 0.5 or not ids:
-            submit(jobs, draw.choice(OWNERS), indexed=indexed)
+            submit(jobs, draw.choice(OWNERS), tags=draw.sample(TAGS, draw.randrange(3)), indexed=indexed)
         elif action < 0.8:
             finish(jobs, draw.choice(ids), draw.choice(ENDS), indexed=indexed)
         elif action < 0.95:
@@ -91,7 +95,8 @@ def test_lists_equal_those_of_storage_whatever_redis_missed(jobs: Jobs, seed: in
     jobs.index.reconcile(jobs.storage.open_jobs())
     for owner in OWNERS:
         for status in (None, Status.queued, *ENDS):
-            assert listed(jobs, owner, status, size=draw.choice([1, 3, 1000])) == stored(jobs, owner, status)
+            size, tag = draw.choice([1, 3, 1000]), draw.choice([None, *TAGS])
+            assert listed(jobs, owner, status, tag=tag, size=size) == stored(jobs, owner, status, tag)
         if owner is not None:
             assert jobs.open_of(owner) == len(stored(jobs, owner, Status.queued))
     assert jobs.open_count() == len(jobs.storage.open_jobs())
