@@ -1,5 +1,6 @@
-// API documentation rendered from the OpenAPI document; nothing else is loaded.
+// API documentation rendered from the OpenAPI document: parameters, responses, a form that sends the request, code.
 
+import { tryOut } from "/page/docs-try.js";
 import { $, element, prose } from "/page/dom.js";
 
 const nameOf = (reference) => reference.split("/").pop();
@@ -40,7 +41,7 @@ function operation(method, path, spec) {
   const statuses = Object.entries(spec.responses).sort().map(([status, response]) => {
     const content = Object.entries(response.content || {})[0];
     const remedies = Object.values(content?.[1].examples || {}).map((example) => example.summary).join(" ");
-    return element("tr", {}, element("td", {}, element("code", { textContent: status })), element("td", {}, prose(response.description), remedies ? element("small", { textContent: remedies }) : null),
+    return element("tr", {}, element("td", {}, element("code", { textContent: status })), element("td", {}, prose(response.description), remedies ? element("small", {}, prose(remedies)) : null),
       element("td", { textContent: content ? content[0] : "" }), element("td", {}, content?.[1].schema ? typeOf(content[1].schema) : ""));
   });
   return element("details", { className: "card operation", id: spec.operationId },
@@ -49,7 +50,8 @@ function operation(method, path, spec) {
     spec.parameters?.length ? fields(spec.parameters.map((parameter) => ({ ...parameter, name: parameter.in === "header" ? `${parameter.name} (header)` : parameter.name }))) : null,
     body ? element("h4", { textContent: `Body: ${body[0]}` }) : null,
     body ? fields(properties(body[1].schema)) : null,
-    element("h4", { textContent: "Responses" }), element("table", {}, ...statuses));
+    element("h4", { textContent: "Responses" }), element("table", {}, ...statuses),
+    element("h4", { textContent: "Try it" }), tryOut(method, path, spec, openapi.components.schemas));
 }
 
 const openapi = await (await fetch("/openapi.json")).json();
