@@ -1,11 +1,16 @@
-"""Generate the tables of docs/limits-and-errors.md: `python -m docs.reference`. A test compares them with the code."""
+"""Generate the tables of docs/limits-and-errors.md and docs/operation.md: `python -m docs.reference`.
+
+A test compares them with the code.
+"""
 
 from pathlib import Path
 
 from service.api.problem_types import PROBLEM_TYPES
+from service.jobs.metrics import families
 from service.settings import Settings
 
 PAGE = Path(__file__).with_name("limits-and-errors.md")
+OPERATION_PAGE = Path(__file__).with_name("operation.md")
 
 
 def problems() -> list[str]:
@@ -26,15 +31,29 @@ def settings() -> list[str]:
     return ["| variable | default | description |", "| --- | --- | --- |", *rows]
 
 
-def filled(text: str) -> str:
-    """The page with its tables generated from the code."""
-    for name, rows in {"problems": problems(), "settings": settings()}.items():
+def metrics() -> list[str]:
+    """Table of the metrics."""
+    rows = []
+    for family in families():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    return ["| metric | type | description |", "| --- | --- | --- |", *rows]
+
+
+TABLES = {PAGE: {"problems": problems, "settings": settings}, OPERATION_PAGE: {"metrics": metrics}}
+
+
+def filled(page: Path) -> str:
+    """A page with its tables generated from the code."""
+    text = page.read_text(encoding="utf-8")
+    for name, rows in TABLES[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = before + begin + "\n".join(rows) + "\n" + end + after
+        text = before + begin + "\n".join(rows()) + "\n" + end + after
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        page.write_text(filled(page), encoding="utf-8")

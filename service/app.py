@@ -12,10 +12,12 @@ from fastapi.security import HTTPBearer
 from service.api import events, health, jobs, page, problem_types, problems, results, segment
 from service.http.admission import Admission
 from service.http.api_keys import LOOPBACK, ApiKeys
+from service.http.metrics import RequestMetrics
 from service.http.timeouts import Timeouts, protocol
 from service.http.versions import PREFIX, VersionPrefix
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
+from service.jobs.metrics import Instruments, Publisher
 from service.jobs.queue import Broker, connect
 from service.jobs.webhooks import Schedule, Webhooks
 from service.settings import Settings
@@ -53,19 +55,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         raise ValueError("UVOS_REDIS_URL is not set: set it, or run `uvos up`, which starts a Redis server")
     redis_url = settings.redis_url.get_secret_value()
     keys = _api_keys(settings)
+    instruments = Instruments()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         connection = connect(redis_url)
         listener = Listener(redis_url, lambda: app.state.is_stopping())
         storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)
-        service = Jobs(storage, Broker(connection, job_timeout_s=settings.job_timeout_s), settings)
+        broker = Broker(connection, job_timeout_s=settings.job_timeout_s)
+        service = Jobs(storage, broker, settings, instruments)
         webhooks = _webhooks(settings, service)
+        publisher = Publisher(instruments, connection)
+        publisher.start()
         try:
             yield State(settings=settings, jobs=service, listener=listener)
         finally:
             if webhooks is not None:
                 webhooks.stop()
+            publisher.stop()
             await listener.close()
             connection.close()
 
@@ -90,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allowed_hosts=settings.allowed_hosts,
         max_queued_per_key=settings.max_queued_per_key,
     )
+    app.add_middleware(RequestMetrics, instruments=instruments)
     app.add_middleware(VersionPrefix)  # added last, so it runs first
     for routes in (segment, jobs, events, results):
         rejected = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
@@ -109,6 +117,7 @@ def create_server(settings: Settings, *, timeouts: Timeouts) -> uvicorn.Server:
             host=settings.host,
             port=settings.port,
             http=protocol(timeouts),  # on h11, which limits the size of headers; httptools accepts 200 MiB of them
+            log_config=None,  # the log lines of uvicorn, too, have the format of `configure_logging`
             log_level="warning",
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
         )

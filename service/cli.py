@@ -1,7 +1,6 @@
 """`uvos`: start the service, and use it from the command line. The client commands only use HTTP."""
 
 import base64
-import logging
 import os
 import resource
 import socket
@@ -19,6 +18,7 @@ from service import batch
 from service.http.api_keys import add_key
 from service.jobs.embedded import EmbeddedServer
 from service.jobs.webhooks import secret_of
+from service.logs import configure_logging
 from service.settings import Settings
 from service.supervisor import CANNOT_START, AttachedProcess, CannotStart, Supervisor, exit_with_parent, listen
 from uvos.client import Client, RequestFailed
@@ -53,8 +53,8 @@ def up(
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
     """Start the whole service: API, workers, and a queue unless UVOS_REDIS_URL names one."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s up[%(process)d] %(message)s")
     settings = _settings(host=host, port=port, data_dir=data, model=model)
+    configure_logging("up", as_json=settings.log_format == "json")
     with listen(settings.host, settings.port) as listener:
         queue = [EmbeddedServer(settings.data_dir / "queue")] if settings.redis_url is None else []
         environment = _environment(settings, redis_url=queue[0].url if queue else None)
@@ -171,7 +171,7 @@ def _serve(settings: Settings, listener: socket.socket, *, attached: bool) -> No
     _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))  # one per connection
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s api[%(process)d] %(message)s")
+    configure_logging("api", as_json=settings.log_format == "json")
     server = create_server(settings, timeouts=Timeouts())
 
     def stop() -> None:

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, IPvAnyNetwork, PositiveFloat, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +19,8 @@ class Settings(BaseSettings):
     """redis://, rediss:// or unix://; None starts the embedded server."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    log_format: Literal["text", "json"] = "text"
+    """json writes one JSON object per line, with job id and trace id."""
 
     # --- access control
     api_keys: SecretStr | None = None

@@ -3,6 +3,7 @@
 A setting that is in no group fails `test_every_setting_is_in_one_group`. `{...}` in a value is filled in by the test.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "recovery_interval_s": "7",
     },
     "execution": {
+        "log_format": "json",
         "device": "cpu",
         "dtype": "bfloat16",
         "weights": "{folder}/own.safetensors",
@@ -300,6 +302,9 @@ def test_settings_of_execution(tmp_path: Path) -> None:
         service.process.send_signal(signal.SIGINT)
         service.process.wait(30)
         assert (tmp_path / "data" / "open" / job.id).exists(), "handed back at once"
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+    assert {line["process"] for line in lines if line.get("job_id") == job.id} >= {"api", "worker"}
+    assert {line["trace_id"] for line in lines if line.get("job_id") == job.id} == {job.trace_id}
 
 
 def start(client: Client, video: Path) -> JobView:

@@ -281,6 +281,13 @@ class JobRecord(Schema):
     """Webhook URL for the end of the job."""
     metadata: Metadata = Field(default_factory=dict)
     tags: Tags = Field(default_factory=list)
+    traceparent: str | None = None
+    """W3C Trace Context: the span of the request that submitted the job."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the trace, 32 hex digits."""
+        return self.traceparent.split("-")[1] if self.traceparent is not None else None
 
 
 class JobEnd(Schema):
@@ -364,6 +371,10 @@ class WorkerInfo(Schema):
     """Whether the worker may download the weights of other models."""
     problem: str | None = Field(None, examples=["the models are being loaded"])
     """Why the worker runs no jobs; None if it runs jobs."""
+    memory_bytes: int = Field(0, examples=[85_000_000_000])
+    """Memory of the device; main memory on a CPU; 0 until the models are loaded."""
+    memory_peak_bytes: int = Field(0, examples=[6_000_000_000])
+    """Peak use of that memory since the models were loaded."""
 
 
 # --- a job as the API returns it
@@ -508,6 +519,8 @@ class JobView(Schema):
     """Tags that the client sent with the video."""
     callback: Callback | None = None
     """Webhook, if `callback_url` was given."""
+    trace_id: str | None = Field(None, examples=["0af7651916cd43dd8448eb211c80319c"])
+    """Trace of the job in logs and webhook: that of the `traceparent` header of POST /segment, else a new one."""
     links: Links
     """Links to events, cancellation and results."""
 

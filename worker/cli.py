@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from service.logs import configure_logging
 from service.settings import Settings
 from service.storage.folder import Storage
 from service.supervisor import CANNOT_START, exit_with_parent
@@ -54,8 +55,8 @@ def run(
     """Run jobs from the queue (UVOS_REDIS_URL) until SIGTERM or SIGINT."""
     from worker.jobs.worker import ChildCannotStart, SegmentWorker
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker[%(process)d] %(message)s")
     settings = Settings()
+    configure_logging("worker", as_json=settings.log_format == "json")
     if settings.redis_url is None:
         raise InvalidParameters("UVOS_REDIS_URL is not set: set it, or run `uvos up`, which starts a queue")
     storage = Storage(settings.data_dir, result_ttl_s=settings.result_ttl_s)

@@ -2,11 +2,12 @@
 
 import redis
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field
 
 from service.api.dependencies import JobsDep, SettingsDep
 from service.jobs.jobs import Jobs
+from service.jobs.metrics import render
 from service.jobs.queue import WORKER_TTL_S
 from service.jobs.workers import install_command
 from uvos.contract import Schema, WorkerInfo
@@ -123,12 +124,8 @@ def models(settings: SettingsDep, jobs: JobsDep) -> ModelPage:
 
 @router.get("/metrics", tags=["health"], response_class=Response)
 def metrics(jobs: JobsDep) -> Response:
-    """Prometheus metrics: waiting jobs, open jobs, live workers."""
-    registry = CollectorRegistry()
-    Gauge("uvos_jobs_open", "Jobs that have not ended", registry=registry).set(jobs.open_count())
+    """Prometheus metrics of the whole service, workers included: scrape one API process."""
     try:
-        Gauge("uvos_jobs_waiting", "Jobs in the queue", registry=registry).set(jobs.broker.length())
-        Gauge("uvos_workers", "Live workers", registry=registry).set(len(jobs.broker.workers()))
+        return Response(render(jobs.broker), media_type=CONTENT_TYPE_PLAIN_0_0_4)
     except redis.RedisError as error:
         raise QueueUnavailable("the queue does not respond", retry_after_s=5) from error
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -128,6 +128,14 @@ IdempotencyKey = Annotated[
         examples=["my-clip-1"],
     ),
 ]
+TraceParent = Annotated[
+    str | None,
+    Header(
+        max_length=512,
+        description="W3C Trace Context; logs of the job and its webhook continue this trace. Ignored if it is invalid.",
+        examples=["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+    ),
+]
 
 
 @router.post(
@@ -143,10 +151,13 @@ def segment(
     received: Annotated[Received, Depends(receive_submission)],
     response: Response,
     idempotency_key: IdempotencyKey = None,
+    traceparent: TraceParent = None,
 ) -> JobView:
     """Submit a video; returns the job, whose result is the masks of the objects in the video."""
     with received.upload as upload:
-        job = jobs.submit(upload, received.submission, owner=owner, idempotency_key=idempotency_key)
+        job = jobs.submit(
+            upload, received.submission, owner=owner, idempotency_key=idempotency_key, traceparent=traceparent
+        )
     response.headers.update({"Location": job.links.self, "Retry-After": str(POLL_AFTER_S)})
     return job
 

@@ -92,11 +92,6 @@ class JobIndex:
         count: int = self.connection.zcard(_key("open", owner))
         return count
 
-    def all_open_count(self) -> int:
-        """The number of jobs that have not ended."""
-        count: int = self.connection.zcard(OPEN)
-        return count
-
     # --- change
 
     def put(self, record: JobRecord, end: JobEnd | None) -> None:

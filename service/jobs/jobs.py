@@ -14,11 +14,14 @@ import redis
 
 from service.jobs.estimates import Estimate, Estimates
 from service.jobs.index import JobIndex
+from service.jobs.metrics import Instruments
 from service.jobs.queue import Broker, CircuitBreaker, Live
 from service.jobs.workers import LiveWorkers
+from service.logs import job_context
 from service.settings import Settings
 from service.storage.folder import Storage, StoredJob
 from service.storage.uploads import Upload
+from service.trace import child_of
 from uvos.contract import (
     Callback,
     Format,
@@ -65,10 +68,11 @@ class Submission:
 class Jobs:
     """The operations on jobs that the HTTP API offers. Storage is authoritative; Redis adds position and progress."""
 
-    def __init__(self, storage: Storage, broker: Broker, settings: Settings) -> None:
+    def __init__(self, storage: Storage, broker: Broker, settings: Settings, instruments: Instruments) -> None:
         self.storage = storage
         self.broker = broker
         self.settings = settings
+        self.instruments = instruments
         self.workers = LiveWorkers(broker, settings)
         self.estimates = Estimates(broker, self.workers)
         self.index = JobIndex(storage, broker.connection)
@@ -104,13 +108,6 @@ class Jobs:
                 owners.append(self.storage.record(job_id).owner)
         return owners.count(owner)
 
-    def open_count(self) -> int:
-        """The number of jobs that have not ended."""
-        with suppress(QueueUnavailable), self._queue_errors():
-            if self.index.is_current():
-                return self.index.all_open_count()
-        return len(self.storage.open_jobs())
-
     def submit(
         self,
         upload: Upload,
@@ -118,6 +115,7 @@ class Jobs:
         *,
         owner: str | None = None,
         idempotency_key: str | None = None,
+        traceparent: str | None = None,
     ) -> JobView:
         """Accept a job. Once this returns, the job will succeed, fail or be canceled, whichever process dies.
 
@@ -143,9 +141,14 @@ class Jobs:
             callback_url=submission.callback_url,
             metadata=submission.form.metadata,
             tags=submission.form.tags,
+            traceparent=child_of(traceparent),
         )
         kept = record.model_dump_json(include={"params", "callback_url", "metadata", "tags"})
         job_id = self.storage.submit(record, upload, _digest(submission.sha256, kept)).id
+        if job_id == record.id:
+            self.instruments.jobs_accepted.inc()
+            with job_context(job_id, record.trace_id):
+                log.info("job %s: accepted", job_id)
         stored = self.storage.load(job_id)
         try:
             with self._queue_errors():
@@ -289,6 +292,7 @@ class Jobs:
             status=Status.canceled, ended_at=now, expires_at=now + timedelta(seconds=self.storage.result_ttl_s)
         )
         if job.end is None and self.storage.finish(record.id, end):
+            self.instruments.count_end(end)
             with suppress(QueueUnavailable), self._queue_errors():  # a worker that pops the job finds that it has ended
                 self.broker.cancel(record.id)
                 self.broker.dequeue(record.id, owner=record.owner)
@@ -323,6 +327,7 @@ def compose(
         metadata=record.metadata,
         tags=record.tags,
         links=links(record, end),
+        trace_id=record.trace_id,
     )
     if end is not None:
         view.started_at, view.ended_at, view.expires_at = end.started_at, end.ended_at, end.expires_at

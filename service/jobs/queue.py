@@ -111,6 +111,11 @@ class Broker:
             pipeline.hlen(PARKED)
             return sum(pipeline.execute())
 
+    def oldest(self) -> str | None:
+        """The job at the front of the queue."""
+        job_id: Any = self.connection.lindex(self.queue.key, 0)
+        return job_id.decode(errors="replace") if job_id is not None else None
+
     def drop_lost(self, job_id: str) -> bool:
         """Remove what Redis holds of a job that is neither leased nor waiting; whether it may be queued again."""
         keys = (_lease(job_id), self.queue.key, self.queue.intermediate_queue_key, f"rq:job:{job_id}", PARKED)
@@ -316,12 +321,12 @@ def _canceled(job_id: str) -> str:
     return f"uvos:canceled:{job_id}"
 
 
-def _worker(name: str) -> str:
-    return f"uvos:worker:{name}"
-
-
 def _timings(model: str) -> str:
     return f"uvos:timings:{model}"
+
+
+def _worker(name: str) -> str:
+    return f"uvos:worker:{name}"
 
 
 def _progress(job_id: str) -> str:

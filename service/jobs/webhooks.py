@@ -27,7 +27,8 @@ from urllib.parse import urlsplit
 from standardwebhooks import Webhook
 
 from service.storage.folder import Storage
-from uvos.contract import Delivery, JobView
+from service.trace import child_of
+from uvos.contract import Delivery, JobRecord, JobView
 from uvos.errors import InvalidParameters, JobNotFound
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Webhooks:
         if last is not None and last.next_at is not None and last.at <= now < last.next_at:
             self._wait_until(job_id, last.next_at)
             return  # unless the clock was set back since the attempt: then its schedule is not known
-        status, error = self._send(record.callback_url, self.view(job_id), record.owner)
+        status, error = self._send(record, self.view(job_id))
         delivery = self._delivery(1 if last is None else last.attempt + 1, now, status, error)
         self.storage.record_delivery(job_id, delivery)
         log.info("job %s: webhook, attempt %d: %s", job_id, delivery.attempt, error or status)
@@ -140,7 +141,7 @@ class Webhooks:
     def _wait_until(self, job_id: str, at: datetime) -> None:
         self._due_at[job_id] = time.monotonic() + (at - datetime.now(UTC)).total_seconds()
 
-    def _send(self, url: str, job: JobView, owner: str | None) -> tuple[int | None, str | None]:
+    def _send(self, record: JobRecord, job: JobView) -> tuple[int | None, str | None]:
         """Send one webhook; the HTTP status of the response, or the error."""
         content = {
             "type": f"job.{job.status.value}",
@@ -148,9 +149,11 @@ class Webhooks:
             "data": job.model_dump(mode="json", exclude_none=True),
         }
         body = json.dumps(content)
-        headers = sign(body, f"msg_{job.id}", datetime.now(UTC), secret_of(self.secret, owner))
+        headers = sign(body, f"msg_{job.id}", datetime.now(UTC), secret_of(self.secret, record.owner))
+        headers["traceparent"] = child_of(record.traceparent)
+        assert record.callback_url is not None
         try:
-            return post(url, body.encode(), headers, networks=self.networks), None
+            return post(record.callback_url, body.encode(), headers, networks=self.networks), None
         except (AddressRefused, OSError, http.client.HTTPException, ValueError) as failure:
             return None, str(failure)[:200] or type(failure).__name__
 

@@ -1,6 +1,7 @@
 """A child process without torch: the uploaded file says how long the work takes and how it fails."""
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from uvos.contract import Clustering, JobProgress, JobTiming, Motion, Stage, Wor
 from uvos.errors import StorageFull
 from worker.jobs.child_process import Send, serve_worker
 from worker.jobs.messages import Done, Failed, ProgressUpdate, Ready, Run, Stopped
+
+log = logging.getLogger(__name__)
 
 SIGNATURE = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"
 STEP_S = 0.05
@@ -56,6 +59,8 @@ class StubRunner:
         orders = json.loads(self.storage.input_path(run.job_id).read_bytes().removeprefix(SIGNATURE))
         out = self.storage.work_dir(run.job_id, run.execution)
         out.mkdir()
+        if "log" in orders:
+            log.info(orders["log"])
         if orders.get("crash"):
             os.abort()
         if orders.get("hang"):

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import logging
 import os
 import queue
 import signal
@@ -11,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from service.logs import configure_logging, job_context
 from service.settings import Settings
 from uvos.errors import UvosError
 from worker.jobs.child import SETTINGS_VARIABLE
@@ -49,7 +49,6 @@ def serve_worker(create_runner: Callable[[Settings, Send], Runner]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # libraries that print must not corrupt the messages
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s child[%(process)d] %(message)s")
 
     def send(message: FromChild) -> None:
         output.write(encode(message))
@@ -57,6 +56,7 @@ def serve_worker(create_runner: Callable[[Settings, Send], Runner]) -> None:
     runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
     try:
         settings = Settings.model_validate_json(os.environ.pop(SETTINGS_VARIABLE))
+        configure_logging("child", as_json=settings.log_format == "json")
         runner = create_runner(settings, send)
         threading.Thread(target=_receive, args=(runner, runs), daemon=True).start()
         runner.warm_up()
@@ -69,7 +69,8 @@ def serve_worker(create_runner: Callable[[Settings, Send], Runner]) -> None:
     while True:
         run = runs.get()
         send(Begun(execution=run.execution))
-        runner.run(run)
+        with job_context(run.job_id, run.trace_id):
+            runner.run(run)
         send(runner.ready())
 
 

@@ -15,10 +15,12 @@ from typing import Protocol
 import redis
 
 from service.jobs.index import JobIndex
+from service.jobs.metrics import Instruments
 from service.jobs.queue import Broker, CircuitBreaker
+from service.logs import job_context
 from service.settings import Settings
 from service.storage.folder import Storage
-from uvos.contract import JobEnd, Problem, Status
+from uvos.contract import JobEnd, JobRecord, Problem, Status
 from uvos.errors import DeadlineExceeded, JobNotFound, StorageFull, TooManyAttempts, WeightsUnavailable
 from worker.jobs.child import Child
 from worker.jobs.messages import Begun, Done, Failed, FromChild, ProgressUpdate, Run, Stopped, StorageFailed
@@ -57,6 +59,7 @@ class Host(Protocol):
     broker: Broker
     index: JobIndex
     child: Child
+    instruments: Instruments
     stop_at: float | None
     """When a running job must be handed back, monotonic clock; None unless the worker was asked to stop."""
     download_failed_at: float
@@ -73,7 +76,7 @@ class Execution:
         self.host = host
         self.job_id = job_id
         self.id = secrets.token_hex(8)
-        self._owner: str | None = None
+        self._record: JobRecord | None = None
         self._claim = 0
         self._started_at = datetime.now(UTC)
         self._has_begun = False
@@ -87,7 +90,7 @@ class Execution:
     def run(self) -> None:
         """Run the job unless it has ended, is leased, or its owner has reached the limit of running jobs."""
         try:
-            self._owner = self.host.storage.record(self.job_id).owner
+            self._record = self.host.storage.record(self.job_id)
             if self.host.storage.has_ended(self.job_id) or not self.take_lease():
                 return
         except JobNotFound:
@@ -95,6 +98,10 @@ class Execution:
         except OSError as error:
             log.error("job %s: storage failed (%s); the job will be tried again", self.job_id, error)
             return
+        with job_context(self.job_id, self._record.trace_id):
+            self._run_leased()
+
+    def _run_leased(self) -> None:
         outcome: JobEnd | Unfinished = Unfinished.superseded
         try:
             self._claim = self.host.storage.claim(self.job_id, self.id)
@@ -107,6 +114,10 @@ class Execution:
             log.error("job %s: storage failed (%s); the job will be tried again", self.job_id, error)
         finally:
             self._release(requeue=outcome in RUNS_AGAIN)
+
+    @property
+    def _owner(self) -> str | None:
+        return self._record.owner if self._record is not None else None
 
     # --- lease
 
@@ -140,6 +151,7 @@ class Execution:
                 broker.publish_end(self.job_id)
             elif requeue and broker.drop_lost(self.job_id):
                 broker.enqueue(self.job_id, at_front=True)
+                self.host.instruments.requeues.labels("unfinished").inc()
                 log.info("job %s: requeued at the front", self.job_id)
         except (redis.RedisError, OSError) as error:
             log.warning("job %s: cannot be released (%s); the lease will expire", self.job_id, error)
@@ -150,7 +162,8 @@ class Execution:
         """Have the child run the job; check messages, deadlines and ownership until there is an outcome."""
         self._started_at = datetime.now(UTC)
         self._deadline = time.monotonic() + self._begin_timeout_s
-        self.host.child.run(Run(job_id=self.job_id, execution=self.id, started_at=self._started_at))
+        trace_id = self._record.trace_id if self._record is not None else None
+        self.host.child.run(Run(job_id=self.job_id, execution=self.id, started_at=self._started_at, trace_id=trace_id))
         while True:
             try:
                 message = self.host.child.receive(TICK_S)
@@ -159,7 +172,7 @@ class Execution:
             try:
                 outcome = self._handle(message) or self._check_deadlines() or self._check_ownership()
             except OSError:  # storage failed here, but the child still works
-                self.host.child.start()
+                self._restart_child("storage")
                 raise
             if outcome is not None:
                 return outcome
@@ -169,16 +182,19 @@ class Execution:
             case Begun(execution=self.id):
                 self._has_begun = True
                 self._deadline = time.monotonic() + self.host.settings.job_timeout_s
+                self._measure_wait()
             case ProgressUpdate(progress=progress) if progress.execution == self.id:
                 self._frames = progress.frames_total or self._frames
                 self.publish_progress(message)
             case Done(execution=self.id, timing=timing):
+                for stage, seconds in timing.seconds.items():
+                    self.host.instruments.stage_seconds.labels(stage.value).observe(seconds)
                 with suppress(redis.RedisError), self._redis.guard():
                     self.host.broker.record_timing(timing)
                 return self._end(Status.succeeded)
             case Failed(execution=self.id, problem=problem, restart=restart):
                 if restart:
-                    self.host.child.start()
+                    self._restart_child("memory")
                 if problem.type == WeightsUnavailable.type():
                     self.host.download_failed_at = time.monotonic()
                 return self._end(Status.failed, problem)
@@ -188,6 +204,15 @@ class Execution:
             case Stopped(execution=self.id):
                 return Unfinished.superseded
         return None
+
+    def _measure_wait(self) -> None:
+        if self._claim == 1 and self._record is not None:  # a later execution waited for the end of an earlier one
+            waited = self._started_at - self._record.created_at
+            self.host.instruments.queue_wait_seconds.observe(max(0.0, waited.total_seconds()))
+
+    def _restart_child(self, reason: str) -> None:
+        self.host.instruments.child_deaths.labels(reason).inc()
+        self.host.child.start()
 
     def publish_progress(self, update: ProgressUpdate) -> None:
         """Publish progress to Redis; dropped if Redis does not respond."""
@@ -200,11 +225,12 @@ class Execution:
         if now > self._deadline and not self._has_begun:
             return self._replace_child()
         if now > self._deadline:
-            self.host.child.start()
+            self._restart_child("deadline")
             limit = self.host.settings.job_timeout_s
             error = DeadlineExceeded(f"the job took longer than {limit} s", limit=limit, actual=limit)
             return self._end(Status.failed, error.problem())
         if self.host.stop_at is not None and now > self.host.stop_at:
+            self.host.instruments.child_deaths.labels("shutdown").inc()
             self.host.child.kill()
             return Unfinished.handed_back
         return None
@@ -215,11 +241,12 @@ class Execution:
         if now - self._renewed_at > self.host.settings.lease_s / 3:
             self._renewed_at = now
             if not self._keep_lease():
+                self.host.instruments.leases_lost.inc()
                 self._cancel()
         if self._is_canceled() or self._is_superseded():
             self._cancel()
         if self._kill_at is not None and now > self._kill_at:
-            self.host.child.start()
+            self._restart_child("cancellation")
             return Unfinished.superseded
         return None
 
@@ -245,7 +272,7 @@ class Execution:
     def _replace_child(self) -> Unfinished:
         """Restart a child that did not begin its work, which is not the job's fault."""
         log.error("the child did not begin its work (exit code %s); restarting it", self.host.child.kill())
-        self.host.child.start()
+        self._restart_child("start")
         return Unfinished.handed_back
 
     def _after_crash(self) -> JobEnd | Unfinished:
@@ -253,7 +280,7 @@ class Execution:
         if not self._has_begun:
             return self._replace_child()
         code = self.host.child.kill()
-        self.host.child.start()
+        self._restart_child("crash")
         crashes = self.host.storage.count_crash(self.job_id)
         log.error("job %s: the child crashed (exit code %s), crash %d", self.job_id, code, crashes)
         if crashes < self.host.settings.max_attempts:
@@ -312,7 +339,15 @@ class Execution:
             has_ended = storage.finish(self.job_id, end, claim=self._claim)
         if has_ended:
             log.info("job %s: %s", self.job_id, end.status.value)
+            self._count(end)
             return
         log.warning("job %s: this execution was superseded and publishes nothing", self.job_id)
         if end.execution is not None:
             storage.remove_work(self.job_id, self.id)
+
+    def _count(self, end: JobEnd) -> None:
+        instruments = self.host.instruments
+        instruments.count_end(end)
+        if end.status == Status.succeeded and self._record is not None:
+            instruments.frames.inc(end.frames or 0)
+            instruments.job_seconds.observe(max(0.0, (end.ended_at - self._record.created_at).total_seconds()))

@@ -19,6 +19,7 @@ class Run(Message):
     job_id: str
     execution: str
     started_at: datetime
+    trace_id: str | None = None
 
 
 class Cancel(Message):
@@ -37,6 +38,10 @@ class Ready(Message):
     """Name -> SHA-256 of the weights of each loaded model."""
     sandbox: list[str] = Field(default_factory=list)
     """The mechanisms that confine the video decoder."""
+    memory_bytes: int = 0
+    """Memory of the device; main memory on a CPU."""
+    memory_peak_bytes: int = 0
+    """Peak use of that memory since start."""
 
 
 class StartFailed(Message):

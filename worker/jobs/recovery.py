@@ -8,6 +8,7 @@ import logging
 from datetime import UTC, datetime
 
 from service.jobs.index import JobIndex
+from service.jobs.metrics import Instruments
 from service.jobs.queue import Broker
 from service.settings import Settings
 from service.storage.folder import Storage
@@ -23,13 +24,16 @@ MIN_LEADER_TERM_S = 3.0  # a worker may be in a blocking call for a second betwe
 class Recovery:
     """Finds and requeues lost jobs; removes expired ones."""
 
-    def __init__(self, settings: Settings, storage: Storage, broker: Broker, *, name: str) -> None:
+    def __init__(
+        self, settings: Settings, storage: Storage, broker: Broker, *, name: str, instruments: Instruments
+    ) -> None:
         self.settings = settings
         self.name = name
         """The name of the worker."""
         self.storage = storage
         self.broker = broker
         self.index = JobIndex(storage, broker.connection)
+        self.instruments = instruments
         self._sightings: dict[str, int] = {}
 
     def run(self) -> None:
@@ -74,3 +78,4 @@ class Recovery:
         elif self._sightings[job_id] >= LOST_AFTER_SIGHTINGS and self.broker.drop_lost(job_id):
             log.warning("job %s was not in the queue; queued again", job_id)
             self.broker.enqueue(job_id, at_front=True)
+            self.instruments.requeues.labels("lost").inc()

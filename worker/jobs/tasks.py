@@ -1,6 +1,8 @@
 """Executions of jobs in the child process: from the job's record to its result."""
 
 import logging
+import os
+import resource
 import threading
 import time
 from collections import OrderedDict
@@ -81,7 +83,14 @@ class TaskRunner:
 
     def ready(self) -> Ready:
         models = {model.entry.name: model.sha256 for model in self._models.values()}
-        return Ready(device=str(self.device), models=models, sandbox=self.sandbox)
+        memory, peak = device_memory(self.device)
+        return Ready(
+            device=str(self.device),
+            models=models,
+            sandbox=self.sandbox,
+            memory_bytes=memory,
+            memory_peak_bytes=peak,
+        )
 
     def cancel(self, execution: str) -> None:
         self.token(execution).cancel()
@@ -133,6 +142,14 @@ class TaskRunner:
         finally:
             with self._lock:
                 self._tokens.pop(run.execution, None)
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """The memory of a device and the peak that this process used, bytes; main memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory, torch.cuda.max_memory_reserved(device)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes on Linux
 
 
 class ProgressReporter:

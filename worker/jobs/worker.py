@@ -18,6 +18,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.worker.base import WorkerStatus
 
+from service.jobs.metrics import Instruments, Publisher
 from service.jobs.queue import Broker, connect
 from service.jobs.workers import installed_models
 from service.settings import Settings
@@ -68,8 +69,9 @@ class SegmentWorker(Worker):
         self.storage = storage
         self.broker = Broker(connect(url), job_timeout_s=settings.job_timeout_s)
         self.child = child or Child(settings)
+        self.instruments = Instruments()
         name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
-        self.recovery = Recovery(settings, storage, self.broker, name=name)
+        self.recovery = Recovery(settings, storage, self.broker, name=name, instruments=self.instruments)
         self.index = self.recovery.index
         self.heartbeat_thread = Heartbeat(self.broker)
         self.download_failed_at = float("-inf")
@@ -104,6 +106,8 @@ class SegmentWorker(Worker):
         """
         self._install_signal_handlers()
         self.heartbeat_thread.start()
+        publisher = Publisher(self.instruments, self.broker.connection)
+        publisher.start()
         try:
             self.child.start()
             while not self._stop_requested and self._cannot_start is None:
@@ -118,6 +122,7 @@ class SegmentWorker(Worker):
         finally:
             self.child.kill()
             self.heartbeat_thread.stop()
+            publisher.stop()
             with suppress(redis.RedisError):
                 self.recovery.resign()
 
@@ -136,6 +141,7 @@ class SegmentWorker(Worker):
         if not self.child.is_warm and time.monotonic() - self.child.started_at > START_TIMEOUT_S:
             self.child_problem = f"the models were not loaded within {START_TIMEOUT_S:g} s"
             log.error("%s; restarting the child", self.child_problem)
+            self.instruments.child_deaths.labels("start").inc()
             self.child.start()
         if self.child.is_warm:
             self.child_problem, self._failed_starts = None, 0
@@ -143,6 +149,7 @@ class SegmentWorker(Worker):
 
     def _restart_dead_child(self) -> None:
         was_warm, code = self.child.is_warm, self.child.kill()
+        self.instruments.child_deaths.labels("idle" if was_warm else "start").inc()
         if was_warm:
             log.error("the child died without a job (exit code %s); restarting it", code)
         else:
@@ -177,6 +184,8 @@ class SegmentWorker(Worker):
                 may_download=self.settings.allow_hub and self.download_failed_at + RETRY_DOWNLOAD_S < time.monotonic(),
                 busy_with=busy_with,
                 problem=self.storage_problem or self.child_problem,
+                memory_bytes=state.memory_bytes,
+                memory_peak_bytes=state.memory_peak_bytes,
             )
         )
 

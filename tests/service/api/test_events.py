@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from service.jobs.embedded import EmbeddedServer
 from service.jobs.events import Listener, follow
 from service.jobs.jobs import Jobs
+from service.jobs.metrics import Instruments
 from service.jobs.queue import Broker, connect
 from service.settings import Settings
 from service.storage.folder import Storage
@@ -216,7 +217,7 @@ def test_idle_streams_send_keep_alives(settings: Settings, http: TestClient, vid
 
     async def first_two() -> list[object]:
         storage = Storage(settings.data_dir, result_ttl_s=3600)
-        jobs = Jobs(storage, Broker(connect(url), job_timeout_s=60), settings)
+        jobs = Jobs(storage, Broker(connect(url), job_timeout_s=60), settings, Instruments())
         listener = Listener(url)
         received = []
         async for event in follow(jobs, listener, storage.record(job_id), None, keep_alive_s=0.1):

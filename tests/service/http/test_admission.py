@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.jobs.jobs import Jobs
+from service.jobs.metrics import Instruments
 from service.jobs.queue import Broker
 from service.settings import Settings
 from service.storage.folder import Storage
@@ -30,7 +31,9 @@ def post_unread(settings: Settings, headers: list[tuple[bytes, bytes]]) -> tuple
 
     assert settings.redis_url is not None
     connection = connect(settings.redis_url.get_secret_value())
-    jobs = Jobs(Storage(settings.data_dir, result_ttl_s=60), Broker(connection, job_timeout_s=60), settings)
+    jobs = Jobs(
+        Storage(settings.data_dir, result_ttl_s=60), Broker(connection, job_timeout_s=60), settings, Instruments()
+    )
     scope = {
         "type": "http", "method": "POST", "path": "/segment", "query_string": b"", "http_version": "1.1",
         "headers": headers, "state": {"jobs": jobs, "settings": settings}, "scheme": "http",

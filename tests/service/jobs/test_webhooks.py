@@ -113,6 +113,7 @@ def test_a_webhook_is_signed_and_sent_after_the_end_is_in_storage(enabled: Setti
     expected = hmac.new(secret_of(SECRET, None), signed, hashlib.sha256).digest()
     assert headers["webhook-signature"] == "v1," + base64.b64encode(expected).decode()
     assert headers["webhook-id"] == f"msg_{job_id}"
+    assert headers["traceparent"].split("-")[1] == content["data"]["trace_id"]
     assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
 
 
