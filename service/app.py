@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
-from service.api import events, health, jobs, page, problem_types, problems, results, segment
+from service.api import events, health, jobs, objects, page, problem_types, problems, results, segment
 from service.http.admission import Admission
 from service.http.api_keys import LOOPBACK, ApiKeys
 from service.http.metrics import RequestMetrics
@@ -99,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(RequestMetrics, instruments=instruments)
     app.add_middleware(VersionPrefix)  # added last, so it runs first
-    for routes in (segment, jobs, events, results):
+    for routes in (segment, jobs, events, objects, results):
         rejected = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
         app.include_router(routes.router, responses=rejected, dependencies=[Security(BEARER)])
     for routes in (health, problem_types, page):

@@ -405,6 +405,8 @@ class LevelLinks(Schema):
 
     tau: float = Field(examples=[1.0])
     """Merge threshold of the level, nats."""
+    objects: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/objects?tau=1"])
+    """Objects with their edits; PATCH edits them."""
     masks_zip: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/masks.zip?tau=1"])
     """All masks as `<video name>/00000.png …`."""
     mask: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/masks/{frame}.png?tau=1"])
@@ -703,6 +705,8 @@ class RleDocument(Schema):
 
     size: Size = Field(examples=[[480, 854]])
     """Height and width of the video, pixels."""
+    names: dict[int, str] = Field(default_factory=dict, examples=[{"1": "koi"}])
+    """Names that a user gave objects, by id."""
     frames: list[RleFrame]
     """All frames, in order."""
 

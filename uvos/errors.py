@@ -118,6 +118,16 @@ class ResultNotReady(UvosError):
     remedy = "Wait until the job's status is `succeeded`."
 
 
+class InvalidEdit(UvosError):
+    title, status = "Invalid edit", 422
+    remedy = "Use the object ids that GET /jobs/<id>/objects lists; nothing was changed."
+
+
+class EditConflict(UvosError):
+    title, status = "Objects changed since", 412
+    remedy = "Get the objects again, and repeat the edit with their current ETag in If-Match."
+
+
 class IdempotencyConflict(UvosError):
     title, status = "Idempotency key reused", 422
     remedy = "Use a new Idempotency-Key for a new video or other parameters."

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
-from service.jobs.results import Result
+from service.jobs.results import Result, ResultLevel
 from service.settings import Settings
 from service.storage.folder import StoredJob
 from uvos.contract import JobRecord, Status
@@ -63,7 +63,34 @@ async def _published(job: StoredJobDep, jobs: JobsDep) -> Result:
         raise ResultNotReady(f"job {record.id} has not ended", limit="succeeded", actual="queued or running")
     if end.status != Status.succeeded:
         raise ResultNotFound(f"job {record.id} is {end.status.value} and has no result", actual=end.status.value)
-    return Result(jobs.storage.result_dir(record.id, end), record)
+    return Result(jobs.storage.result_dir(record.id, end), record, jobs.storage)
 
 
 PublishedResult = Annotated[Result, Depends(_published)]
+
+TauQuery = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="Tau of the level. Default: the first level.",
+        examples=[1.0],
+    ),
+]
+
+
+async def _latest_level(result: PublishedResult, tau: TauQuery = None) -> ResultLevel:
+    return await to_thread.run_sync(result.level, tau)
+
+
+async def _level(
+    result: PublishedResult,
+    tau: TauQuery = None,
+    original: Annotated[bool, Query(description="Without the edits of the objects.")] = False,
+) -> ResultLevel:
+    return await to_thread.run_sync(lambda: result.level(tau, original=original))
+
+
+LatestLevel = Annotated[ResultLevel, Depends(_latest_level)]
+PublishedLevel = Annotated[ResultLevel, Depends(_level)]

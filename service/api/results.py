@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel
 
-from service.api.dependencies import PublishedResult
+from service.api.dependencies import LatestLevel, PublishedLevel, PublishedResult
 from service.api.problems import problems
-from service.export import coco, cvat, frames, label_studio, mots, yolo, youtube_vis
+from service.export import coco, cvat, label_studio, mots, png, yolo, youtube_vis
 from service.export.archive import stream_archive
+from service.jobs.results import ResultLevel
 from uvos.contract import Manifest, RleDocument, RoundsDocument
 from uvos.errors import InvalidParameters, JobNotFound, ResultNotFound, ResultNotReady
 
@@ -20,27 +22,21 @@ router = APIRouter(
     responses=problems(JobNotFound, InvalidParameters, ResultNotFound, ResultNotReady),
 )
 
-TauQuery = Annotated[
-    float | None,
-    Query(
-        gt=0,
-        le=1000,
-        allow_inf_nan=False,
-        description="Tau of the level. Default: the first level.",
-        examples=[1.0],
-    ),
-]
 IfNoneMatchHeader = Annotated[
     str | None,
     Header(alias="If-None-Match", description="ETag of the cached response.", examples=['"1f3870be274f6c49"']),
 ]
 IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+REVALIDATED = {"Cache-Control": "private, no-cache"}  # a response that edits of the objects change
 
 
 PARTIAL: dict[int | str, dict[str, Any]] = {
     206: {"description": "The requested range."},
     416: {"description": "The requested range is not satisfiable."},
 }
+
+
+CURRENT: dict[int | str, dict[str, Any]] = {304: {"description": "The cached response is current."}}
 
 
 def document(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -56,55 +52,67 @@ def binary(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 def rendered(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a format that is rendered from the RLE."""
-    return {
-        200: {"description": f"{description}.", "content": {media_type: {}}},
-        304: {"description": "The cached response is current."},
-    }
+    return {200: {"description": f"{description}.", "content": {media_type: {}}}, **CURRENT}
 
 
 @router.get("/manifest.json", response_class=FileResponse, responses=document(Manifest))
 def manifest(result: PublishedResult) -> FileResponse:
-    """Parameters, model, versions and objects of the result: everything needed to reproduce it."""
+    """Parameters, model, versions and objects of the result before any edits: everything needed to reproduce it."""
     return FileResponse(result.manifest_path, media_type="application/json", headers=IMMUTABLE)
 
 
-@router.get("/rle.json", response_class=FileResponse, responses=document(RleDocument))
-def rle(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
+@router.get("/rle.json", response_class=Response, responses=document(RleDocument) | CURRENT)
+def rle(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """COCO RLE of every object in every frame."""
-    return FileResponse(result.file(tau, "rle.json"), media_type="application/json", headers=IMMUTABLE)
-
-
-@router.get("/rounds.json", response_class=FileResponse, responses=document(RoundsDocument))
-def rounds(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
-    """Clusters after the first round of Algorithm 1; the manifest lists the merges of the later rounds."""
-    return FileResponse(result.file(tau, "rounds.json"), media_type="application/json", headers=IMMUTABLE)
-
-
-@router.get("/masks.zip", response_class=FileResponse, responses=binary("application/zip"))
-def masks_zip(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
-    """All masks as palette PNGs in the DAVIS layout: `<video name>/00000.png …`."""
-    return FileResponse(
-        result.file(tau, "masks.zip"),
-        media_type="application/zip",
-        filename=f"{result.job.video_name}.zip",
-        headers=IMMUTABLE,
+    return _file(
+        level,
+        "rle.json",
+        lambda: level.document.model_dump_json(exclude_none=True),
+        "application/json",
+        if_none_match,
     )
 
 
-@router.get("/masks/{frame}.png", response_class=FileResponse, responses=binary("image/png"))
+@router.get("/rounds.json", response_class=FileResponse, responses=document(RoundsDocument))
+def rounds(level: LatestLevel) -> FileResponse:
+    """Clusters after the first round of Algorithm 1; the manifest lists the merges of the later rounds."""
+    return FileResponse(level.file("rounds.json"), media_type="application/json", headers=IMMUTABLE)
+
+
+@router.get("/masks.zip", response_class=Response, responses=binary("application/zip") | CURRENT)
+def masks_zip(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
+    """All masks as palette PNGs in the DAVIS layout: `<video name>/00000.png …`, and names in `objects.json`."""
+    name = level.result.job.video_name
+    return _file(
+        level,
+        "masks.zip",
+        lambda: stream_archive(png.masks(level.document, level.summary, name)),
+        "application/zip",
+        if_none_match,
+        filename=f"{name}.zip",
+    )
+
+
+@router.get("/masks/{frame}.png", response_class=Response, responses=binary("image/png") | CURRENT)
 def mask(
-    result: PublishedResult,
+    level: PublishedLevel,
     frame: Annotated[int, Path(ge=0, le=10_000_000, description="Frame index, from 0.", examples=[0])],
-    tau: TauQuery = None,
-) -> FileResponse:
+    if_none_match: IfNoneMatchHeader = None,
+) -> Response:
     """Mask of one frame: palette PNG, 0 is background."""
-    return FileResponse(result.file(tau, f"masks/{frame:05d}.png"), media_type="image/png", headers=IMMUTABLE)
+    return _file(
+        level,
+        f"masks/{frame:05d}.png",
+        lambda: png.render(level.document.frames[frame], level.document, level.summary),
+        "image/png",
+        if_none_match,
+    )
 
 
 @router.get("/overlay.mp4", response_class=FileResponse, responses=binary("video/mp4"))
-def overlay(result: PublishedResult, tau: TauQuery = None) -> FileResponse:
+def overlay(level: PublishedLevel) -> FileResponse:
     """Video with coloured masks drawn over it (H.264)."""
-    return FileResponse(result.file(tau, "overlay.mp4"), media_type="video/mp4", headers=IMMUTABLE)
+    return FileResponse(level.file("overlay.mp4"), media_type="video/mp4", headers=REVALIDATED)
 
 
 @router.get("/source.mp4", response_class=FileResponse, responses=binary("video/mp4"))
@@ -120,37 +128,38 @@ def thumbnail(result: PublishedResult) -> FileResponse:
 
 
 @router.get("/frames.zip", response_class=Response, responses=rendered("application/zip", "Frames and masks"))
-def frames_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+def frames_zip(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """Segmented frames as JPEG in the size of the video, with their masks as palette PNG: `JPEGImages/00000.jpg …`,
     `Annotations/00000.png …`."""
-    images = result.images()
+    images = level.result.images()
     return _render(
-        result.tag(tau, "frames"),
-        lambda: stream_archive(frames.entries(result.rle(tau), result.manifest_level(tau), images)),
+        level,
+        "frames",
+        lambda: stream_archive(png.frames_and_masks(level.document, level.summary, images)),
         "application/zip",
         if_none_match,
     )
 
 
 @router.get("/youtube-vis.json", response_class=Response, responses=rendered("application/json", "YouTube-VIS results"))
-def youtube_vis_json(
-    result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None
-) -> Response:
+def youtube_vis_json(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """YouTube-VIS results: one entry per object, one RLE or null per frame."""
     return _render(
-        result.tag(tau, "youtube-vis"),
-        lambda: youtube_vis.render(result.rle(tau), result.manifest_level(tau)),
+        level,
+        "youtube-vis",
+        lambda: youtube_vis.render(level.document, level.summary),
         "application/json",
         if_none_match,
     )
 
 
 @router.get("/coco.json", response_class=Response, responses=rendered("application/json", "COCO instances"))
-def coco_json(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+def coco_json(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """COCO instances: one annotation per mask, with the object id as `track_id`."""
     return _render(
-        result.tag(tau, "coco"),
-        lambda: coco.render(result.rle(tau), result.manifest, result.manifest_level(tau)),
+        level,
+        "coco",
+        lambda: coco.render(level.document, level.manifest, level.summary),
         "application/json",
         if_none_match,
     )
@@ -158,8 +167,7 @@ def coco_json(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNo
 
 @router.get("/cvat.xml", response_class=Response, responses=rendered("application/xml", "CVAT for video 1.1"))
 def cvat_xml(
-    result: PublishedResult,
-    tau: TauQuery = None,
+    level: PublishedLevel,
     tracks: Annotated[
         cvat.Tracks,
         Query(description="What a track holds: one mask, all masks of an object, or all its outlines as polygons."),
@@ -168,8 +176,9 @@ def cvat_xml(
 ) -> Response:
     """CVAT for video 1.1: tracks of masks or polygons."""
     return _render(
-        result.tag(tau, f"cvat-{tracks}"),
-        lambda: cvat.render(result.rle(tau), result.manifest, tracks=tracks),
+        level,
+        f"cvat-{tracks}",
+        lambda: cvat.render(level.document, level.manifest, tracks=tracks),
         "application/xml",
         if_none_match,
     )
@@ -177,62 +186,96 @@ def cvat_xml(
 
 @router.get("/cvat-images.xml", response_class=Response, responses=rendered("application/xml", "CVAT for images 1.1"))
 def cvat_images_xml(
-    result: PublishedResult,
-    tau: TauQuery = None,
+    level: PublishedLevel,
     shapes: Annotated[cvat.Shapes, Query(description="How a mask is written.")] = cvat.Shapes.mask,
     if_none_match: IfNoneMatchHeader = None,
 ) -> Response:
     """CVAT for images 1.1: the masks or polygons of each frame."""
     return _render(
-        result.tag(tau, f"cvat-images-{shapes}"),
-        lambda: cvat.render_images(result.rle(tau), result.manifest, shapes=shapes),
+        level,
+        f"cvat-images-{shapes}",
+        lambda: cvat.render_images(level.document, level.manifest, shapes=shapes),
         "application/xml",
         if_none_match,
     )
 
 
 @router.get("/labelstudio.json", response_class=Response, responses=rendered("application/json", "Label Studio tasks"))
-def labelstudio_json(
-    result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None
-) -> Response:
+def labelstudio_json(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """Label Studio tasks: one per frame, with the masks as brush predictions."""
     return _render(
-        result.tag(tau, "labelstudio"),
-        lambda: label_studio.render(result.rle(tau), result.manifest, result.manifest_level(tau)),
+        level,
+        "labelstudio",
+        lambda: label_studio.render(level.document, level.manifest, level.summary),
         "application/json",
         if_none_match,
     )
 
 
 @router.get("/yolo.zip", response_class=Response, responses=rendered("application/zip", "YOLO segmentation labels"))
-def yolo_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+def yolo_zip(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """YOLO segmentation labels: one text file per frame, one polygon per object."""
     return _render(
-        result.tag(tau, "yolo"),
-        lambda: yolo.render(result.rle(tau), result.manifest),
+        level,
+        "yolo",
+        lambda: yolo.render(level.document, level.manifest),
         "application/zip",
         if_none_match,
     )
 
 
 @router.get("/mots.zip", response_class=Response, responses=rendered("application/zip", "MOTS PNGs"))
-def mots_zip(result: PublishedResult, tau: TauQuery = None, if_none_match: IfNoneMatchHeader = None) -> Response:
+def mots_zip(level: PublishedLevel, if_none_match: IfNoneMatchHeader = None) -> Response:
     """MOTS: one 16-bit PNG per frame, 1000 * class + object id."""
     return _render(
-        result.tag(tau, "mots"),
-        lambda: mots.render(result.rle(tau), result.manifest),
+        level,
+        "mots",
+        lambda: mots.render(level.document, level.manifest),
         "application/zip",
         if_none_match,
     )
 
 
-def _render(
-    tag: str, render: Callable[[], str | bytes | Iterator[bytes]], media_type: str, if_none_match: str | None
+def _file(
+    level: ResultLevel,
+    name: str,
+    render: Callable[[], str | bytes | Iterator[bytes]],
+    media_type: str,
+    if_none_match: str | None,
+    filename: str | None = None,
 ) -> Response:
-    headers = IMMUTABLE | {"ETag": tag}
-    if if_none_match is not None and tag in (etag.strip().removeprefix("W/") for etag in if_none_match.split(",")):
+    """The response with a stored file of a level, or with what `render` makes of the edited masks."""
+    path, tag = level.file(name), level.tag(name)
+    if level.is_edited or is_current(tag, if_none_match):
+        response = _render(level, name, render, media_type, if_none_match)
+        if filename is not None:
+            response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(filename)}"
+        return response
+    return FileResponse(path, media_type=media_type, filename=filename, headers=_caching(level) | {"ETag": tag})
+
+
+def _render(
+    level: ResultLevel,
+    name: str,
+    render: Callable[[], str | bytes | Iterator[bytes]],
+    media_type: str,
+    if_none_match: str | None,
+) -> Response:
+    """The response with a document rendered from the masks of a level, or 304 if the client has it."""
+    tag = level.tag(name)
+    headers = _caching(level) | {"ETag": tag}
+    if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     content = render()
     if isinstance(content, str | bytes):
         return Response(content, media_type=media_type, headers=headers)
     return StreamingResponse(content, media_type=media_type, headers=headers)
+
+
+def _caching(level: ResultLevel) -> dict[str, str]:
+    return IMMUTABLE if level.original else REVALIDATED
+
+
+def is_current(tag: str, if_none_match: str | None) -> bool:
+    """Whether the client has the response with this ETag."""
+    return if_none_match is not None and tag in (etag.strip().removeprefix("W/") for etag in if_none_match.split(","))

@@ -5,7 +5,7 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from service.export.conventions import CATEGORY_ID, LABEL, frame_fields, image_name, score
+from service.export.conventions import Classes, frame_fields, image_name, score
 from uvos.contract import Manifest, ManifestLevel, RleDocument
 
 
@@ -19,6 +19,7 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
     Source: cocodataset.org, "Data format", object detection.
     """
     height, width = document.size
+    classes = Classes.of(document)
     scores = {summary.id: score(summary) for summary in level.objects}
     images = [
         {
@@ -38,7 +39,7 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
                 {
                     "id": len(annotations) + 1,
                     "image_id": frame.index + 1,
-                    "category_id": CATEGORY_ID,
+                    "category_id": classes.category_id(instance.id),
                     "segmentation": segmentation,
                     "area": int(coco.area(segmentation)),
                     "bbox": coco.toBbox(segmentation).tolist(),
@@ -53,6 +54,6 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": CATEGORY_ID, "name": LABEL, "supercategory": ""}],
+        "categories": [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(classes.names, 1)],
     }
     return json.dumps(dataset, separators=(",", ":"), allow_nan=False)

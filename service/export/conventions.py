@@ -1,11 +1,38 @@
 """Names and values that all export formats share."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from uvos.contract import Manifest, ManifestObject, RleFrame
+from uvos.contract import Manifest, ManifestObject, RleDocument, RleFrame
 
-LABEL = "object"  # the method finds objects, not classes
-CATEGORY_ID = 1  # id of that one class in the formats that number classes from 1
+LABEL = "object"  # the method finds objects, not classes; the class of objects that a user has not named
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of the objects of a level: the names that a user gave them.
+
+    Attributes:
+        names: Distinct names; `LABEL` is the first if objects have no name, or if there are none.
+        index: Index of each object's class, by object id.
+    """
+
+    names: list[str]
+    index: dict[int, int]
+
+    @staticmethod
+    def of(document: RleDocument) -> "Classes":
+        ids = sorted({instance.id for frame in document.frames for instance in frame.objects})
+        named = [document.names.get(object_id, LABEL) for object_id in ids]
+        names = list(dict.fromkeys(sorted(named or [LABEL], key=lambda name: name != LABEL)))
+        return Classes(names, {object_id: names.index(name) for object_id, name in zip(ids, named, strict=True)})
+
+    def name(self, object_id: int) -> str:
+        return self.names[self.index[object_id]]
+
+    def category_id(self, object_id: int) -> int:
+        """Id of an object's class in the formats that number classes from 1."""
+        return self.index[object_id] + 1
 
 
 def image_name(manifest: Manifest, frame_index: int) -> str:

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from service.export.conventions import LABEL, image_name, source_number
+from service.export.conventions import Classes, image_name, source_number
 from service.export.polygons import outline
 from uvos import rle
 from uvos.contract import Manifest, RleDocument, RleMask
@@ -54,6 +54,7 @@ def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks
     for position, frame in enumerate(document.frames):
         for instance in frame.objects:
             keyframes.setdefault(instance.id, []).append((position, _geometry(instance.rle, shapes)))
+    classes = Classes.of(document)
     numbers = [source_number(frame) for frame in document.frames]
     lines = []
     track_count = 0
@@ -61,7 +62,8 @@ def render(document: RleDocument, manifest: Manifest, *, tracks: Tracks = Tracks
         for track in [[keyframe] for keyframe in of_object] if tracks is Tracks.mask else [of_object]:
             track_id = track_count if tracks is Tracks.mask else object_id
             track_count += 1
-            lines.append(f'  <track id="{track_id}" label="{LABEL}" source="auto" group_id="{object_id}">')
+            label = quoteattr(_text(classes.name(object_id)))
+            lines.append(f'  <track id="{track_id}" label={label} source="auto" group_id="{object_id}">')
             lines += _track(track, shapes, numbers)
             lines.append("  </track>")
     return _annotations(document, manifest, shapes, "interpolation", lines)
@@ -76,13 +78,14 @@ def render_images(document: RleDocument, manifest: Manifest, *, shapes: Shapes =
     Source: docs.cvat.ai, "XML annotation format", version 1.1, section on annotation; masks as CVAT writes them.
     """
     height, width = document.size
+    classes = Classes.of(document)
     lines = []
     for frame in document.frames:
         name = quoteattr(_text(image_name(manifest, frame.index)))
         lines.append(f'  <image id="{source_number(frame)}" name={name} width="{width}" height="{height}">')
         lines += [
-            f'    <{shapes} label="{LABEL}" source="auto" occluded="0" {_geometry(instance.rle, shapes)} z_order="0" '
-            f'group_id="{instance.id}"></{shapes}>'
+            f'    <{shapes} label={quoteattr(_text(classes.name(instance.id)))} source="auto" occluded="0" '
+            f'{_geometry(instance.rle, shapes)} z_order="0" group_id="{instance.id}"></{shapes}>'
             for instance in frame.objects
         ]
         lines.append("  </image>")
@@ -160,11 +163,7 @@ def _meta(document: RleDocument, manifest: Manifest, shapes: Shapes, mode: str) 
         f"      <created>{created}</created>",
         f"      <updated>{created}</updated>",
         "      <labels>",
-        "        <label>",
-        f"          <name>{LABEL}</name>",
-        f"          <type>{shapes}</type>",
-        "          <attributes></attributes>",
-        "        </label>",
+        *(line for name in Classes.of(document).names for line in _label(name, shapes)),
         "      </labels>",
         "      <original_size>",
         f"        <width>{width}</width>",
@@ -173,4 +172,14 @@ def _meta(document: RleDocument, manifest: Manifest, shapes: Shapes, mode: str) 
         "    </task>",
         f"    <dumped>{created}</dumped>",
         "  </meta>",
+    ]
+
+
+def _label(name: str, shapes: Shapes) -> list[str]:
+    return [
+        "        <label>",
+        f"          <name>{escape(_text(name))}</name>",
+        f"          <type>{shapes}</type>",
+        "          <attributes></attributes>",
+        "        </label>",
     ]

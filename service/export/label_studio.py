@@ -7,7 +7,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from service.export.conventions import LABEL, frame_fields, image_name, score
+from service.export.conventions import LABEL, Classes, frame_fields, image_name, score
 from uvos import rle
 from uvos.contract import Manifest, ManifestLevel, RleDocument, RleFrame, RleObject
 
@@ -17,7 +17,7 @@ LABELING_CONFIG = f"""<View>
     <Label value="{LABEL}"/>
   </BrushLabels>
 </View>"""
-"""The labeling configuration of a project that imports the tasks."""
+"""The labeling configuration of a project that imports the tasks; each name of an object is one more label."""
 CHANNELS = 4  # brush masks are RGBA; all channels have the same value
 VALUE_BITS = 8
 LENGTH_BITS = 16
@@ -33,6 +33,7 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
 
     Source: labelstud.io, "Import pre-annotated data", section on brush segmentation.
     """
+    classes = Classes.of(document)
     scores = {summary.id: score(summary) for summary in level.objects}
     tasks: list[dict[str, Any]] = [
         {
@@ -41,20 +42,20 @@ def render(document: RleDocument, manifest: Manifest, level: ManifestLevel) -> s
                 "video": manifest.video.name,
                 **frame_fields(frame),
             },
-            "predictions": [_prediction(frame, f"uvos {manifest.model.name}, tau {level.name}", scores)],
+            "predictions": [_prediction(frame, f"uvos {manifest.model.name}, tau {level.name}", scores, classes)],
         }
         for frame in document.frames
     ]
     return json.dumps(tasks, separators=(",", ":"), allow_nan=False)
 
 
-def _prediction(frame: RleFrame, model_version: str, scores: dict[int, float]) -> dict[str, Any]:
-    regions = [_region(instance, scores[instance.id]) for instance in frame.objects]
+def _prediction(frame: RleFrame, model_version: str, scores: dict[int, float], classes: Classes) -> dict[str, Any]:
+    regions = [_region(instance, scores[instance.id], classes.name(instance.id)) for instance in frame.objects]
     mean = sum(region["score"] for region in regions) / len(regions) if regions else 0.0
     return {"model_version": model_version, "score": round(mean, 6), "result": regions}
 
 
-def _region(instance: RleObject, confidence: float) -> dict[str, Any]:
+def _region(instance: RleObject, confidence: float, label: str) -> dict[str, Any]:
     height, width = instance.rle.size
     name = f"object-{instance.id}"
     return {
@@ -67,7 +68,7 @@ def _region(instance: RleObject, confidence: float) -> dict[str, Any]:
         "image_rotation": 0,
         "score": confidence,
         "meta": {"text": [name]},
-        "value": {"format": "rle", "rle": _brush_rle(rle.mask(instance.rle)), "brushlabels": [LABEL]},
+        "value": {"format": "rle", "rle": _brush_rle(rle.mask(instance.rle)), "brushlabels": [label]},
     }
 
 

@@ -3,15 +3,17 @@
 import io
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from service.export.archive import archive
-from service.export.conventions import CATEGORY_ID, LABEL, image_name
+from service.export.conventions import Classes, image_name
 from uvos import rle
 from uvos.contract import Manifest, RleDocument, RleFrame
 from uvos.errors import ResultNotFound
 
 INSTANCES_PER_CLASS = 1000
+MAX_CLASSES = 64  # of 16-bit values
 COMPRESSION = 1  # zlib's fastest; label maps compress well
 
 
@@ -22,7 +24,7 @@ def render(document: RleDocument, manifest: Manifest) -> bytes:
     names the classes, as Datumaro and CVAT read it.
 
     Raises:
-        ResultNotFound: an object id is above 999.
+        ResultNotFound: an object id is above 999, or there are more than 64 names.
     """
     highest = max((instance.id for frame in document.frames for instance in frame.objects), default=0)
     if highest >= INSTANCES_PER_CLASS:
@@ -30,16 +32,24 @@ def render(document: RleDocument, manifest: Manifest) -> bytes:
         raise ResultNotFound(
             f"MOTS holds at most {limit} objects, this level has {highest}", limit=limit, actual=highest
         )
+    classes = Classes.of(document)
+    if len(classes.names) > MAX_CLASSES:
+        raise ResultNotFound(
+            f"MOTS holds at most {MAX_CLASSES} classes, this level has {len(classes.names)} names",
+            limit=MAX_CLASSES,
+            actual=len(classes.names),
+        )
+    values = np.zeros(highest + 1, np.uint16)
+    for object_id in classes.index:
+        values[object_id] = classes.category_id(object_id) * INSTANCES_PER_CLASS + object_id
     images = (
-        (f"instances/{image_name(manifest, frame.index).removesuffix('.jpg')}.png", _png(frame, document.size))
+        (f"instances/{image_name(manifest, frame.index).removesuffix('.jpg')}.png", _png(frame, document.size, values))
         for frame in document.frames
     )
-    return archive([("instances/labels.txt", f"{LABEL}\n"), *images])
+    return archive([("instances/labels.txt", "".join(f"{name}\n" for name in classes.names)), *images])
 
 
-def _png(frame: RleFrame, size: tuple[int, int]) -> bytes:
-    label_map = rle.label_map(frame, size)
-    values = np.where(label_map > 0, CATEGORY_ID * INSTANCES_PER_CLASS + label_map, 0).astype(np.uint16)
+def _png(frame: RleFrame, size: tuple[int, int], values: NDArray[np.uint16]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG", compress_level=COMPRESSION)
+    Image.fromarray(values[rle.label_map(frame, size)]).save(buffer, "PNG", compress_level=COMPRESSION)
     return buffer.getvalue()

@@ -1,13 +1,13 @@
 """YOLO segmentation labels, in the layout of Ultralytics."""
 
+import json
+
 from service.export.archive import archive
-from service.export.conventions import LABEL, image_name
+from service.export.conventions import LABEL, Classes, image_name
 from service.export.polygons import pixel_outline
 from uvos import rle
 from uvos.contract import Manifest, RleDocument, RleMask
 
-CLASS = 0
-DATA_YAML = f"path: .\ntrain: images/train\nval: images/train\nnames:\n  {CLASS}: {LABEL}\n"
 # Readers scale the coordinates back to pixels; Ultralytics then truncates, supervision rounds. Between 0 and 1/2,
 # both arrive at the same pixel.
 PIXEL_OFFSET = 0.25
@@ -22,17 +22,26 @@ def render(document: RleDocument, manifest: Manifest) -> bytes:
 
     Source: docs.ultralytics.com, "Instance Segmentation Datasets Overview".
     """
+    classes = Classes.of(document)
     labels = (
         (
             f"labels/train/{image_name(manifest, frame.index).removesuffix('.jpg')}.txt",
-            "".join(_line(instance.rle) for instance in frame.objects),
+            "".join(_line(classes.index[instance.id], instance.rle) for instance in frame.objects),
         )
         for frame in document.frames
     )
-    return archive([("data.yaml", DATA_YAML), *labels])
+    return archive([("data.yaml", _data_yaml(classes.names)), *labels])
 
 
-def _line(mask: RleMask) -> str:
+def _data_yaml(names: list[str]) -> str:
+    lines = (
+        f"  {index}: {name if name == LABEL else json.dumps(name, ensure_ascii=False)}\n"
+        for index, name in enumerate(names)
+    )
+    return "path: .\ntrain: images/train\nval: images/train\nnames:\n" + "".join(lines)
+
+
+def _line(class_index: int, mask: RleMask) -> str:
     height, width = mask.size
     polygon = (pixel_outline(rle.mask(mask)) + PIXEL_OFFSET) / (width, height)
-    return f"{CLASS} {' '.join(f'{coordinate:.6f}' for coordinate in polygon.ravel().tolist())}\n"
+    return f"{class_index} {' '.join(f'{coordinate:.6f}' for coordinate in polygon.ravel().tolist())}\n"

@@ -2,7 +2,7 @@
 
 import json
 
-from service.export.conventions import CATEGORY_ID, score
+from service.export.conventions import Classes, score
 from uvos.contract import ManifestLevel, RleDocument
 
 VIDEO_ID = 1  # a document holds one video; set the id of your data set when you merge several
@@ -12,7 +12,7 @@ def render(document: RleDocument, level: ManifestLevel) -> str:
     """The results of one level, ordered by object id: `[{video_id, category_id, score, segmentations}]`.
 
     `segmentations` has one entry per frame: a COCO RLE, or null in frames without the object. The format has no field
-    for times; frames are in the order of `pts_s` of the manifest.
+    for times; frames are in the order of `pts_s` of the manifest. Objects that a user has named also have a `name`.
     """
     masks: dict[int, list[dict[str, object] | None]] = {
         summary.id: [None] * len(document.frames) for summary in level.objects
@@ -20,12 +20,14 @@ def render(document: RleDocument, level: ManifestLevel) -> str:
     for position, frame in enumerate(document.frames):
         for instance in frame.objects:
             masks[instance.id][position] = instance.rle.model_dump(mode="json")
+    classes = Classes.of(document)
     results = [
         {
             "video_id": VIDEO_ID,
-            "category_id": CATEGORY_ID,
+            "category_id": classes.index.get(summary.id, 0) + 1,
             "score": score(summary),
             "segmentations": masks[summary.id],
+            **({"name": document.names[summary.id]} if summary.id in document.names else {}),
         }
         for summary in level.objects
     ]

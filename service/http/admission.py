@@ -17,6 +17,7 @@ from service.http.csrf import check_origin
 from service.jobs.jobs import Jobs
 from uvos.errors import KeyRequired, TooManyJobs, UploadTooLarge, UvosError
 
+MAX_PATCH_BYTES = 2**16  # a hundred operations on all objects of a level
 FORM_OVERHEAD = 2**20  # bytes of a multipart form besides the video
 PUBLIC = {"/", "/livez", "/healthz", "/readyz", "/metrics", "/models", "/docs", "/openapi.json"}
 PUBLIC_FOLDERS = ("/page/", "/problems/")  # every other path requires a key, if the service requires keys
@@ -53,6 +54,8 @@ class Admission:
                 if owner is not None:
                     await self._admit_within_quota(owner, scope, receive, send)
                     return
+            if scope["method"] == "PATCH":
+                _check_patch(dict(scope["headers"]).get(b"content-length", b""))
         except UvosError as error:
             await self._reject(error, scope, receive, send)
             return
@@ -121,3 +124,19 @@ class Admission:
             response.headers["WWW-Authenticate"] = "Bearer"
         response.headers["Connection"] = "close"  # the body is not read
         await response(scope, receive, send)
+
+
+def _check_patch(length: bytes) -> None:
+    """Check the announced size of the body of a PATCH, which is read into memory.
+
+    Raises:
+        UploadTooLarge: Content-Length is missing or exceeds the limit.
+    """
+    if not length.isdigit() or int(length) > MAX_PATCH_BYTES:
+        actual = int(length) if length.isdigit() else None
+        size = "no Content-Length" if actual is None else f"{actual} bytes"
+        raise UploadTooLarge(
+            f"the body of a PATCH may have at most {MAX_PATCH_BYTES} bytes, this one has {size}",
+            limit=MAX_PATCH_BYTES,
+            actual=actual,
+        )

@@ -359,6 +359,7 @@ def links(record: JobRecord, end: JobEnd | None) -> Links:
         query = f"?tau={level_name(tau)}"
         level = LevelLinks(
             tau=tau,
+            objects=f"{base}/objects{query}",
             rle=f"{base}/rle.json{query}",
             coco=f"{base}/coco.json{query}",
             youtube_vis=f"{base}/youtube-vis.json{query}",

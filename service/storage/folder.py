@@ -7,6 +7,7 @@
     jobs/<id>/crashes/<n>       crash n of a worker process while it ran this job
     jobs/<id>/work/<execution>  output of one execution
     jobs/<id>/end.json          the end of the job, a copy of the last claim; names the execution with the result
+    jobs/<id>/edits/<tau>/<n>   version n of the edits of a level
     jobs/<id>/deliveries/<n>    attempt n to deliver the webhook
     open/<id>                   marker: the job has not ended
     callbacks/<id>              marker: the webhook of the job has not been delivered
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.storage.claims import ClaimLog, EndClaim, ExecutionClaim, UnreadableClaim
 from service.storage.durable import create_once, replace_file, storage_full_errors, sync_folder, sync_tree, write_synced
+from service.storage.edits import EditLog
 from service.storage.uploads import Upload, is_in_progress
 from uvos.contract import Delivery, JobEnd, JobParams, JobRecord, Motion, Status
 from uvos.errors import IdempotencyConflict, JobDamaged, JobNotFound, StorageFull
@@ -282,6 +284,10 @@ class Storage:
         """The folder of the published result of a job that succeeded."""
         assert end.execution is not None
         return self.work_dir(job_id, end.execution)
+
+    def edit_log(self, job_id: str, level: str) -> EditLog:
+        """The edits of a level of the result, by its name."""
+        return EditLog(self._job(job_id) / "edits" / level)
 
     # --- execute
 

@@ -88,7 +88,7 @@ def test_pycocotools_reads_the_coco_data_set(result: Result) -> None:
 def test_every_linked_format_can_be_saved(result: Result, tmp_path: Path) -> None:
     formats = get_args(ExportFormat)
     files = {"masks_zip", "rle", "overlay"}
-    assert set(formats) - files == set(LevelLinks.model_fields) - files - {"tau", "mask", "rounds"}
+    assert set(formats) - files == set(LevelLinks.model_fields) - files - {"tau", "mask", "objects", "rounds"}
     for format in formats:
         if format in ("overlay", "frames"):  # not requested
             with pytest.raises(ValueError, match=f"this job has no {format}"):

@@ -12,10 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-DIGIT_BITS = 5  # bits of a number in each character; the sixth bit is set if more characters follow
-MORE = 1 << DIGIT_BITS
-SIGN = 1 << DIGIT_BITS - 1
-FIRST_CHARACTER = 48  # "0"
+from uvos.rle import compressed
 
 
 @dataclass(frozen=True)
@@ -91,27 +88,12 @@ class Runs:
         differences = numbers.copy()
         differences[2:] -= np.where(place[2:] > 2, numbers[:-2], 0)
 
-        text, lengths = _compressed(differences)
+        text, lengths = compressed(differences)
         stops = lengths.cumsum()[offset + total - 1].tolist()
         begins = [0, *stops[:-1]]
         return {
             label: text[begin:stop] for label, begin, stop in zip(labels[first].tolist(), begins, stops, strict=True)
         }
-
-
-def _compressed(numbers: NDArray[np.int64]) -> tuple[str, NDArray[np.intp]]:
-    """Signed numbers as COCO's text, concatenated, and the number of characters of each."""
-    rest, digits, written = numbers, [], []
-    more = np.ones(len(numbers), bool)
-    while more.any():
-        digit = rest & (MORE - 1)
-        rest = rest >> DIGIT_BITS
-        written.append(more)
-        # A number ends when only its sign remains and the digit's highest bit shows it.
-        more = more & (rest != np.where(digit & SIGN, -1, 0))
-        digits.append((digit | np.where(more, MORE, 0)) + FIRST_CHARACTER)
-    is_written = np.stack(written, 1)
-    return np.stack(digits, 1)[is_written].astype(np.uint8).tobytes().decode("ascii"), is_written.sum(1)
 
 
 class RunsSpool:
