@@ -210,6 +210,9 @@ def _gauges(waiting: int, oldest_s: float, workers: list[WorkerInfo]) -> list[Me
         _gauge("uvos_jobs_waiting", "Jobs that wait for a worker", waiting),
         _gauge("uvos_jobs_running", "Jobs that a worker runs", states["busy"]),
         _gauge(
+            "uvos_jobs_open", "Jobs that wait or run: with so many workers none would wait", waiting + states["busy"]
+        ),
+        _gauge(
             "uvos_oldest_job_seconds",
             "Age of the job at the front of the queue; 0 if it is empty",
             oldest_s,

@@ -107,6 +107,7 @@ def test_the_state_of_workers_is_reported(broker: Broker, http: TestClient) -> N
     text = http.get("/metrics").text
     assert [value(text, f'uvos_workers{{state="{state}"}}') for state in ("busy", "idle", "unavailable")] == [1, 1, 1]
     assert value(text, 'uvos_warm_models{model="tiny"}') == 1
+    assert value(text, "uvos_jobs_open") == value(text, "uvos_jobs_running") == 1
     assert value(text, "uvos_device_memory_peak_bytes") == 6
 
 
