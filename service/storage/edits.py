@@ -1,19 +1,17 @@
-"""The edits of one level of a result: an append-only sequence of numbered files, one per version.
+"""The edits of one level of a result: an append-only sequence of numbered entries, one per version.
 
-Version n is created exactly once (`durable.create_once`), so of two requests that change version n - 1 exactly one
-succeeds. Each file holds the whole state, so that only the last one is read.
+Version n is created exactly once (`Store.create`), so of two requests that change version n - 1 exactly one
+succeeds. Each entry holds the whole state, so that only the last one is read.
 """
 
 import logging
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.storage.durable import create_once
+from service.storage.store import Store
 from uvos.edits import EditRecord, EditState
 
 log = logging.getLogger(__name__)
@@ -35,21 +33,22 @@ class EditVersion:
 
 
 class EditLog:
-    """The log in one folder."""
+    """The log under one prefix."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
 
     def latest(self) -> EditVersion:
-        """The latest version; its state is that of the last readable file."""
+        """The latest version; its state is that of the last readable entry."""
         numbers: list[int] = []
         with suppress(FileNotFoundError):
-            numbers = sorted((int(name) for name in os.listdir(self._folder) if name.isdigit()), reverse=True)
+            numbers = sorted((int(name) for name in self._store.names(self._prefix) if name.isdigit()), reverse=True)
         for number in numbers:
             with suppress(ValidationError):
                 found = self._read(number)
                 return EditVersion(numbers[0], found.state, found.undo_to)
-            log.error("the edits %s are damaged and cannot be read", self._folder / str(number))
+            log.error("the edits %s are damaged and cannot be read", self._key(number))
         return EditVersion(numbers[0] if numbers else 0)
 
     def append(self, after: EditVersion, state: EditState) -> EditVersion | None:
@@ -74,13 +73,14 @@ class EditLog:
         return self._append(after, before.state, undo_to=before.undo_to)
 
     def _append(self, after: EditVersion, state: EditState, *, undo_to: int | None) -> EditVersion | None:
-        for folder in (self._folder.parent, self._folder):
-            folder.mkdir(exist_ok=True)
         number = after.number + 1
         record = EditRecord(at=datetime.now(UTC), state=state, undo_to=undo_to)
-        if not create_once(self._folder / str(number), record.model_dump_json().encode()):
+        if not self._store.create(self._key(number), record.model_dump_json().encode()):
             return None
         return EditVersion(number, state, undo_to)
 
     def _read(self, number: int) -> EditRecord:
-        return EditRecord.model_validate_json((self._folder / str(number)).read_bytes())
+        return EditRecord.model_validate_json(self._store.read(self._key(number)))
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}/{number}"

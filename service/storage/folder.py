@@ -1,4 +1,4 @@
-"""The storage folder: the authoritative record of every job. Only this package builds paths in it.
+"""Storage: the authoritative record of every job, under these keys. Only this package builds them.
 
     uploads/<id>/input          an upload in progress
     jobs/<id>/job.json          the request
@@ -13,19 +13,16 @@
     callbacks/<id>              marker: the webhook of the job has not been delivered
     keys/<digest>.json          the job of an Idempotency-Key
 
-Records are created once, complete and synced (`durable.create_once`), and never changed. A record that cannot be parsed
+Records are created once, complete and synced (`Store.create`), and never changed. A record that cannot be parsed
 (a damaged disk, a manual edit) makes its job a failed one with the problem `JobDamaged`; it does not affect other jobs.
 A damaged `end.json` is restored from the claim log if that is intact.
 """
 
-import fcntl
 import logging
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,15 +30,16 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from service.storage.claims import ClaimLog, EndClaim, ExecutionClaim, UnreadableClaim
-from service.storage.durable import create_once, replace_file, storage_full_errors, sync_folder, sync_tree, write_synced
+from service.storage.durable import storage_full_errors, write_synced
 from service.storage.edits import EditLog
+from service.storage.local import FolderStore, is_older
+from service.storage.store import Store
 from service.storage.uploads import Upload, is_in_progress
 from uvos.contract import Delivery, JobEnd, JobParams, JobRecord, Motion, Status
 from uvos.errors import IdempotencyConflict, JobDamaged, JobNotFound, StorageFull
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ("uploads", "jobs", "open", "keys", "callbacks")
 ORPHAN_AGE_S = 3600.0  # an upload or job folder without progress for this long belongs to a process that died
 MIN_FREE_BYTES = 64 * 2**20  # space that an upload must leave free for the records of jobs
 MAX_ID_LENGTH = 64
@@ -70,18 +68,22 @@ def new_job_id() -> str:
 
 
 class Storage:
-    """A folder that the API and the workers share."""
+    """The records and files of jobs, which the API and the workers share."""
 
-    def __init__(self, root: Path, *, result_ttl_s: int) -> None:
+    def __init__(self, root: Path, *, result_ttl_s: int, store: Store | None = None) -> None:
+        """Open storage.
+
+        Args:
+            root: The folder of local files: uploads in progress, and the files of jobs that this process works on.
+            result_ttl_s: How long the results of a job are kept.
+            store: Where jobs are stored; None for `root` itself.
+        """
         self.root = root
         self.result_ttl_s = result_ttl_s
-        self._reported: set[Path] = set()
-        with suppress(OSError):  # `check` reports a folder that is not available
-            self._create_folders()
-
-    def _create_folders(self) -> None:
-        for name in FOLDERS:
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+        self.store: Store = store or FolderStore(root)
+        self.is_remote = store is not None
+        """Whether files must be fetched and published."""
+        self._reported: set[str] = set()
 
     # --- submit
 
@@ -118,9 +120,7 @@ class Storage:
         """
         with storage_full_errors(self.root):
             write_synced(upload.folder / "job.json", record.model_dump_json(exclude_none=True).encode())
-            sync_folder(upload.folder)
-            upload.folder.rename(self._job(record.id))
-            sync_folder(self.root / "jobs")
+            self.store.commit_upload(upload.folder, _job(record.id))
             try:
                 if record.idempotency_key is not None:
                     existing = self._take_key(record.idempotency_key, record.id, fingerprint)
@@ -128,7 +128,7 @@ class Storage:
                         self.delete(record.id)
                         return existing
                 if record.callback_url is not None:
-                    (self.root / "callbacks" / record.id).touch()
+                    self.store.put(f"callbacks/{record.id}", b"")
                 self.mark_open(record.id)
             except (OSError, IdempotencyConflict):
                 self.delete(record.id)
@@ -137,25 +137,24 @@ class Storage:
 
     def mark_open(self, job_id: str) -> None:
         """Record durably that the job has not ended, so that workers find it even if Redis loses it."""
-        (self.root / "open" / job_id).touch()
-        sync_folder(self.root / "open")
+        self.store.put(f"open/{job_id}", b"")
 
     def _take_key(self, key: str, job_id: str, fingerprint: str) -> JobRecord:
         """Register a job under an idempotency key; the record of the job that already holds the key, if any."""
-        path = self._key(key)
+        path = _key(key)
         candidate = IdempotencyRecord(job_id=job_id, fingerprint=fingerprint)
-        while not create_once(path, candidate.model_dump_json().encode()):
+        while not self.store.create(path, candidate.model_dump_json().encode()):
             try:
-                known = IdempotencyRecord.model_validate_json(path.read_bytes())
+                known = IdempotencyRecord.model_validate_json(self.store.read(path))
                 record, end = self.record(known.job_id), self.end(known.job_id)
             except FileNotFoundError:
                 continue  # removed by another process since
             except ValidationError:
                 self._report_damage(path)
-                path.unlink(missing_ok=True)  # which job it was used for is lost
+                self.store.remove(path)  # which job it was used for is lost
                 continue
             except JobNotFound:
-                path.unlink(missing_ok=True)  # the process that deleted the job died before it removed the key
+                self.store.remove(path)  # the process that deleted the job died before it removed the key
                 continue
             if end is not None and end.expires_at <= datetime.now(UTC):
                 self.delete(known.job_id)
@@ -180,22 +179,21 @@ class Storage:
         record = self._read_record(job_id)
         end = self._read_end(job_id)
         if record is None:
-            path = self._job(job_id) / "job.json"
+            path = f"{_job(job_id)}/job.json"
             end = self._damaged_end(path, expires_at=None if end is None else end.expires_at)
-            return StoredJob(_placeholder(job_id, path), end)
+            return StoredJob(self._placeholder(job_id), end)
         return StoredJob(record, end)
 
     def record(self, job_id: str) -> JobRecord:
         """The request of a job, as `load`."""
-        return self._read_record(job_id) or _placeholder(job_id, self._job(job_id) / "job.json")
+        return self._read_record(job_id) or self._placeholder(job_id)
 
     def _read_record(self, job_id: str) -> JobRecord | None:
         """The request of a job; None if it is damaged."""
-        path = self._job(job_id) / "job.json"
+        path = f"{_job(job_id)}/job.json"
         try:
-            return JobRecord.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            self._check_jobs_folder()
+            return JobRecord.model_validate_json(self.store.read(path))
+        except FileNotFoundError:
             raise JobNotFound(f"there is no job {job_id!r}") from None
         except ValidationError:
             self._report_damage(path)
@@ -203,15 +201,7 @@ class Storage:
 
     def _exists(self, job_id: str) -> bool:
         """Whether the job exists, that is, was not deleted."""
-        if (self._job(job_id) / "job.json").exists():
-            return True
-        self._check_jobs_folder()
-        return False
-
-    def _check_jobs_folder(self) -> None:
-        """Raise OSError if the folder of all jobs is missing: then a missing record does not mean a deleted job."""
-        if not (self.root / "jobs").is_dir():
-            raise OSError(f"the folder {self.root / 'jobs'} is missing")
+        return self.store.exists(f"{_job(job_id)}/job.json")
 
     def end(self, job_id: str) -> JobEnd | None:
         """The end of a job; None while it has not ended."""
@@ -221,30 +211,30 @@ class Storage:
             return None
 
     def _read_end(self, job_id: str) -> JobEnd | None:
-        path = self._job(job_id) / "end.json"
+        path = f"{_job(job_id)}/end.json"
         try:
-            return JobEnd.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            return JobEnd.model_validate_json(self.store.read(path))
+        except FileNotFoundError:
             return None
         except ValidationError:
             self._report_damage(path)
             return self._restore_end(job_id, path) or self._damaged_end(path)
 
-    def _restore_end(self, job_id: str, path: Path) -> JobEnd | None:
+    def _restore_end(self, job_id: str, path: str) -> JobEnd | None:
         """Restore a damaged `end.json` from the claim log; None if the log does not hold the end either."""
         with suppress(FileNotFoundError):
             _, claim = self.claim_log(job_id).last()
             if isinstance(claim, EndClaim):
                 with suppress(OSError):  # a read-only or full disk: the end is known anyway
-                    replace_file(path, _serialize(claim))
+                    self.store.put(path, _serialize(claim))
                     log.warning("job %s: restored end.json from the claim log", job_id)
                 return claim
         return None
 
-    def _damaged_end(self, path: Path, *, expires_at: datetime | None = None) -> JobEnd:
+    def _damaged_end(self, path: str, *, expires_at: datetime | None = None) -> JobEnd:
         """The end of a job with a damaged record."""
-        damaged_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        problem = JobDamaged(f"the record {path.name} of this job is damaged and cannot be read").problem()
+        damaged_at = self.store.modified_at(path)
+        problem = JobDamaged(f"the record {path.rsplit('/', 1)[1]} of this job is damaged and cannot be read").problem()
         return JobEnd(
             status=Status.failed,
             ended_at=damaged_at,
@@ -252,11 +242,11 @@ class Storage:
             error=problem,
         )
 
-    def _report_damage(self, path: Path) -> None:
+    def _report_damage(self, path: str) -> None:
         """Log a damaged record, once per process."""
         if path not in self._reported:
             self._reported.add(path)
-            log.error("the record %s is damaged and cannot be read", path.relative_to(self.root))
+            log.error("the record %s is damaged and cannot be read", path)
 
     def has_ended(self, job_id: str) -> bool:
         """Whether the job has ended or been deleted."""
@@ -275,10 +265,10 @@ class Storage:
 
     def _ids(self, folder: str) -> list[str]:
         """The entries of a folder that are job ids."""
-        return [name for name in os.listdir(self.root / folder) if _is_job_id(name)]
+        return [name for name in self.store.names(folder) if _is_job_id(name)]
 
     def input_path(self, job_id: str) -> Path:
-        return self._job(job_id) / "input"
+        return self.root / _job(job_id) / "input"
 
     def result_dir(self, job_id: str, end: JobEnd) -> Path:
         """The folder of the published result of a job that succeeded."""
@@ -287,12 +277,12 @@ class Storage:
 
     def edit_log(self, job_id: str, level: str) -> EditLog:
         """The edits of a level of the result, by its name."""
-        return EditLog(self._job(job_id) / "edits" / level)
+        return EditLog(self.store, f"{_job(job_id)}/edits/{level}")
 
     # --- execute
 
     def claim_log(self, job_id: str) -> ClaimLog:
-        return ClaimLog(self._job(job_id) / "claims")
+        return ClaimLog(self.store, f"{_job(job_id)}/claims")
 
     def claim(self, job_id: str, execution: str) -> int:
         """Begin an execution; every earlier execution loses the right to publish.
@@ -303,14 +293,16 @@ class Storage:
         Raises:
             JobNotFound: The job has ended or been deleted.
         """
-        work = self._job(job_id) / "work"
+        work = self.root / _job(job_id) / "work"
         try:
+            if self.is_remote and not self._exists(job_id):
+                raise FileNotFoundError
             self._end_if_damaged(job_id)
             number = self.claim_log(job_id).append(ExecutionClaim(execution=execution))
             if number is None:
                 self._finalize_from_log(job_id)
                 raise JobNotFound(f"job {job_id!r} has ended")
-            work.mkdir(exist_ok=True)
+            work.mkdir(exist_ok=True, parents=self.is_remote)
             for superseded in work.iterdir():
                 shutil.rmtree(superseded, ignore_errors=True)
         except FileNotFoundError:
@@ -323,8 +315,8 @@ class Storage:
         with suppress(FileNotFoundError):
             _, last = claims.last()
             if isinstance(last, UnreadableClaim):
-                self._report_damage(last.path)
-                self.finish(job_id, self._damaged_end(last.path))
+                self._report_damage(last.key)
+                self.finish(job_id, self._damaged_end(last.key))
 
     def is_superseded(self, job_id: str, claim: int) -> bool:
         """Whether a later execution has begun, or the job has been canceled or deleted."""
@@ -337,18 +329,16 @@ class Storage:
 
     def count_crash(self, job_id: str) -> int:
         """Record that a worker process crashed on this job; the number of its crashes."""
-        crashes = self._job(job_id) / "crashes"
         with suppress(FileNotFoundError):
-            crashes.mkdir(exist_ok=True)
             number = 1
-            while not create_once(crashes / str(number), b""):
+            while not self.store.create(f"{_job(job_id)}/crashes/{number}", secrets.token_bytes(8)):
                 number += 1
             return number
         return 0
 
     def work_dir(self, job_id: str, execution: str) -> Path:
         """The output folder of an execution; it becomes the result once `finish` names the execution."""
-        return self._job(job_id) / "work" / execution
+        return self.root / _job(job_id) / "work" / execution
 
     def remove_work(self, job_id: str, execution: str) -> None:
         """Remove the output of an execution."""
@@ -370,8 +360,11 @@ class Storage:
             OSError: The end could not be written; the job has not ended.
         """
         try:
+            if self.is_remote and not self._exists(job_id):
+                return False
             if end.execution is not None:
-                sync_tree(self.work_dir(job_id, end.execution))
+                work = self.work_dir(job_id, end.execution)
+                self.store.publish(work, f"{_job(job_id)}/work/{end.execution}")
             number = self.claim_log(job_id).append(EndClaim.model_validate(end.model_dump()), after=claim)
             if number is None:
                 self._finalize_from_log(job_id)
@@ -390,29 +383,29 @@ class Storage:
 
     def finalize(self, job_id: str, claim: int) -> None:
         """Publish the end that is the last claim as `end.json` and remove what the job no longer needs."""
-        folder = self._job(job_id)
         end = self.claim_log(job_id).read(claim)
         assert isinstance(end, EndClaim)
         self._purge_files(job_id, end)  # first: on a full disk it makes space for `end.json`
-        create_once(folder / "end.json", _serialize(end))
-        (self.root / "open" / job_id).unlink(missing_ok=True)
+        self.store.create(f"{_job(job_id)}/end.json", _serialize(end))
+        self.store.remove(f"open/{job_id}")
 
     def purge(self, job_id: str) -> None:
         """Remove what an ended job no longer needs: the video, the output of other executions, the open marker."""
         end = self.end(job_id)
         if end is None:
             if not self._exists(job_id):
-                (self.root / "open" / job_id).unlink(missing_ok=True)  # deleted while it was marked open
+                self.store.remove(f"open/{job_id}")  # deleted while it was marked open
             return
         self._purge_files(job_id, end)
-        (self.root / "open" / job_id).unlink(missing_ok=True)
+        self.store.remove(f"open/{job_id}")
 
     def _purge_files(self, job_id: str, end: JobEnd) -> None:
-        self.input_path(job_id).unlink(missing_ok=True)
+        job = _job(job_id)
+        self.store.remove(f"{job}/input")
         with suppress(FileNotFoundError):
-            for folder in (self._job(job_id) / "work").iterdir():
-                if folder.name != end.execution:
-                    shutil.rmtree(folder, ignore_errors=True)
+            for execution in self.store.names(f"{job}/work"):
+                if execution != end.execution:
+                    self.store.remove_tree(f"{job}/work/{execution}")
 
     # --- webhooks
 
@@ -420,67 +413,51 @@ class Storage:
         """The ids of jobs whose webhook has not been delivered."""
         return self._ids("callbacks")
 
-    @contextmanager
-    def callback_lock(self, job_id: str) -> Iterator[bool]:
-        """Lock the delivery of a webhook; whether this process holds the lock. The kernel releases it on exit."""
-        try:
-            marker = (self.root / "callbacks" / job_id).open("rb")
-        except FileNotFoundError:
-            yield False
-            return
-        with marker:
-            try:
-                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_locked = True
-            except BlockingIOError:
-                is_locked = False
-            yield is_locked
+    def callback_lock(self, job_id: str) -> AbstractContextManager[bool]:
+        """Lock the delivery of a webhook; whether this process holds the lock."""
+        return self.store.lock(f"callbacks/{job_id}")
 
     def last_delivery(self, job_id: str) -> Delivery | None:
         """The latest attempt to deliver the webhook."""
-        folder = self._job(job_id) / "deliveries"
+        folder = f"{_job(job_id)}/deliveries"
         with suppress(FileNotFoundError):
-            numbers = [int(name) for name in os.listdir(folder) if name.isdigit()]
+            numbers = [int(name) for name in self.store.names(folder) if name.isdigit()]
             if numbers:
-                return self._read_delivery(folder / str(max(numbers)))
+                return self._read_delivery(folder, max(numbers))
         return None
 
-    def _read_delivery(self, path: Path) -> Delivery:
+    def _read_delivery(self, folder: str, attempt: int) -> Delivery:
         """An attempt; a damaged one counts as failed, and the next one is due now."""
+        path = f"{folder}/{attempt}"
         try:
-            return Delivery.model_validate_json(path.read_bytes())
+            return Delivery.model_validate_json(self.store.read(path))
         except ValidationError:
             self._report_damage(path)
-            at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-            return Delivery(attempt=int(path.name), at=at, error="the record of this attempt is damaged", next_at=at)
+            at = self.store.modified_at(path)
+            return Delivery(attempt=attempt, at=at, error="the record of this attempt is damaged", next_at=at)
 
     def record_delivery(self, job_id: str, delivery: Delivery) -> None:
-        folder = self._job(job_id) / "deliveries"
+        data = delivery.model_dump_json(exclude_none=True).encode()
         with suppress(FileNotFoundError):
-            folder.mkdir(exist_ok=True)
-            create_once(folder / str(delivery.attempt), delivery.model_dump_json(exclude_none=True).encode())
+            self.store.create(f"{_job(job_id)}/deliveries/{delivery.attempt}", data)
 
     def remove_callback(self, job_id: str) -> None:
         """Record that the webhook was delivered or given up."""
-        (self.root / "callbacks" / job_id).unlink(missing_ok=True)
+        self.store.remove(f"callbacks/{job_id}")
 
     # --- remove
 
     def delete(self, job_id: str) -> None:
         """Remove a job and everything that belongs to it, its idempotency key included."""
-        (self.root / "open" / job_id).unlink(missing_ok=True)
+        self.store.remove(f"open/{job_id}")
         self.remove_callback(job_id)
         with suppress(JobNotFound, FileNotFoundError, ValidationError):
             key = self.record(job_id).idempotency_key
             if key is not None:
-                holder = IdempotencyRecord.model_validate_json(self._key(key).read_bytes())
+                holder = IdempotencyRecord.model_validate_json(self.store.read(_key(key)))
                 if holder.job_id == job_id:
-                    self._key(key).unlink(missing_ok=True)
-        # one rename makes the job invisible at once, even if removing its files fails
-        trash = self.root / "uploads" / f"{job_id}.{secrets.token_hex(4)}.gone"
-        with suppress(FileNotFoundError):
-            self._job(job_id).rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+                    self.store.remove(_key(key))
+        self.store.discard_job(_job(job_id))
 
     def expire(self, job_id: str, now: datetime) -> bool:
         """Remove a job if it has expired; whether it had."""
@@ -500,50 +477,49 @@ class Storage:
                     expired.append(job_id)
             except OSError as error:  # of this job's files only
                 log.error("job %s: cannot be swept: %s", job_id, error)
+        than = now - timedelta(seconds=ORPHAN_AGE_S)
         for folder in (self.root / "uploads").iterdir():
-            if self._is_old(folder, now) and not is_in_progress(folder):
+            if is_older(folder, than) and not is_in_progress(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         for draft in (self.root / "keys").glob(".*"):
-            if self._is_old(draft, now):
+            if is_older(draft, than):
                 draft.unlink(missing_ok=True)
         return expired
 
     def _sweep_job(self, job_id: str, now: datetime) -> bool:
         """Remove a job that has expired, or that was never marked open; whether it has expired."""
-        is_open = (self.root / "open" / job_id).exists()
+        is_open = self.store.exists(f"open/{job_id}")
         end = self._read_end(job_id) or (None if is_open else self.end(job_id))
         if end is not None and end.expires_at <= now:
             self.delete(job_id)
             return True
-        if end is None and not is_open and self._is_old(self._job(job_id), now):
+        if end is None and not is_open and self.store.is_older(_job(job_id), now - timedelta(seconds=ORPHAN_AGE_S)):
             self.delete(job_id)
         return False
 
-    def _is_old(self, path: Path, now: datetime) -> bool:
-        """Whether a file, or a folder and every entry in it, was last modified more than `ORPHAN_AGE_S` ago."""
-        with suppress(FileNotFoundError):
-            entries = path.iterdir() if path.is_dir() else ()
-            modified_at: float = max(entry.stat().st_mtime for entry in (path, *entries))
-            return now.timestamp() - modified_at > ORPHAN_AGE_S
-        return False
-
     def check(self) -> None:
-        """Raise OSError if a folder cannot be listed or written."""
-        if not self.root.exists():
-            self._create_folders()
-        for name in FOLDERS:
-            probe = self.root / name / f".probe-{secrets.token_hex(4)}"
-            probe.write_bytes(b"1")
-            probe.unlink()
-            os.listdir(self.root / name)
+        """Raise OSError if storage cannot be listed or written."""
+        self.store.check()
 
-    def _key(self, digest: str) -> Path:
-        return self.root / "keys" / f"{digest}.json"
+    def _placeholder(self, job_id: str) -> JobRecord:
+        """A record in place of a damaged one: creation time from the id, everything else empty or default."""
+        try:
+            created_at = datetime.fromtimestamp(int(job_id[:12], 16) / 1000, UTC)
+        except (ValueError, OverflowError):
+            created_at = self.store.modified_at(f"{_job(job_id)}/job.json")
+        params = JobParams.model_validate({"tau": [1.0], "model": "unknown", "motion": Motion.off})
+        return JobRecord(id=job_id, created_at=created_at, video_name="", video_bytes=0, video_sha256="", params=params)
 
-    def _job(self, job_id: str) -> Path:
-        if not _is_job_id(job_id):  # so that an id never leads outside the folder
-            raise JobNotFound(f"there is no job {job_id[:MAX_ID_LENGTH]!r}")
-        return self.root / "jobs" / job_id
+
+def _key(digest: str) -> str:
+    return f"keys/{digest}.json"
+
+
+def _job(job_id: str) -> str:
+    """The prefix of a job's keys."""
+    if not _is_job_id(job_id):  # so that an id never leads outside the store
+        raise JobNotFound(f"there is no job {job_id[:MAX_ID_LENGTH]!r}")
+    return f"jobs/{job_id}"
 
 
 def _is_job_id(name: str) -> bool:
@@ -552,13 +528,3 @@ def _is_job_id(name: str) -> bool:
 
 def _serialize(end: JobEnd) -> bytes:
     return end.model_dump_json(exclude_none=True).encode()
-
-
-def _placeholder(job_id: str, path: Path) -> JobRecord:
-    """A record in place of a damaged one: creation time from the id, everything else empty or default."""
-    try:
-        created_at = datetime.fromtimestamp(int(job_id[:12], 16) / 1000, UTC)
-    except (ValueError, OverflowError):
-        created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    params = JobParams.model_validate({"tau": [1.0], "model": "unknown", "motion": Motion.off})
-    return JobRecord(id=job_id, created_at=created_at, video_name="", video_bytes=0, video_sha256="", params=params)

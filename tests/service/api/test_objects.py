@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from service.storage.edits import EditLog, EditVersion
+from service.storage.local import FolderStore
 from tests.videos import Shape, make_scene, write_video
 from uvos import rle
 from uvos.client import Client
@@ -152,14 +153,15 @@ def test_of_concurrent_edits_none_is_lost(service_url: str, level: LevelLinks) -
 
 
 def test_of_two_edits_of_a_version_one_is_stored_and_a_damaged_one_is_skipped(tmp_path: Path) -> None:
-    log = EditLog(tmp_path / "edits" / "1")
+    (tmp_path / "jobs" / "a").mkdir(parents=True)
+    log = EditLog(FolderStore(tmp_path), "jobs/a/edits/1")
     first = log.append(EditVersion(), EditState(names={1: "koi"}))
     assert first is not None
     assert log.append(EditVersion(), EditState()) is None
-    assert EditLog(tmp_path / "edits" / "1").latest() == first  # as after a restart
+    assert EditLog(FolderStore(tmp_path), "jobs/a/edits/1").latest() == first  # as after a restart
     second = log.append(first, EditState(names={1: "carp"}))
     assert second is not None
-    (tmp_path / "edits" / "1" / "2").write_text("{")
+    (tmp_path / "jobs" / "a" / "edits" / "1" / "2").write_text("{")
     assert (log.latest().number, log.latest().state) == (2, first.state)
 
 
