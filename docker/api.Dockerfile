@@ -1,4 +1,4 @@
-# HTTP front end, without torch and av.
+# HTTP front end, without torch.
 FROM python:3.11-slim-bookworm
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python3 -m venv /opt/uvos && useradd --system --uid 10001 --home-dir /data uvos && install -d -o uvos /data

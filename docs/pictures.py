@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from service.rendering.overlay import blend
 from uvos.palette import palette
-from worker.outputs.overlay import blend
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "service" / "page" / "sample.mp4"

@@ -17,10 +17,10 @@ from PIL import Image
 from rich.console import Console
 
 from service.batch import describe
+from service.rendering.overlay import strip
 from uvos import Client
 from uvos.contract import JobView, Manifest, Status
 from uvos.progress import CommandProgress
-from worker.outputs.overlay import strip
 
 SAMPLE = Path(__file__).parent / "sample.mp4"
 OUT = Path("out")

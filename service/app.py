@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
-from service.api import events, health, jobs, objects, page, problem_types, problems, results, segment
+from service.api import events, health, jobs, objects, page, pixels, problem_types, problems, results, segment
 from service.http.admission import Admission
 from service.http.api_keys import LOOPBACK, ApiKeys
 from service.http.metrics import RequestMetrics
@@ -19,6 +19,7 @@ from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
 from service.jobs.metrics import Instruments, Publisher
 from service.jobs.queue import Broker, connect
+from service.jobs.renders import Renders
 from service.jobs.webhooks import Schedule, Webhooks
 from service.settings import Settings
 from service.storage.folder import Storage
@@ -42,6 +43,7 @@ class State(TypedDict):
     settings: Settings
     jobs: Jobs
     listener: Listener
+    renders: Renders
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -67,9 +69,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks = _webhooks(settings, service)
         publisher = Publisher(instruments, connection)
         publisher.start()
+        renders = Renders()
         try:
-            yield State(settings=settings, jobs=service, listener=listener)
+            yield State(settings=settings, jobs=service, listener=listener, renders=renders)
         finally:
+            await renders.close()
             if webhooks is not None:
                 webhooks.stop()
             publisher.stop()
@@ -99,7 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(RequestMetrics, instruments=instruments)
     app.add_middleware(VersionPrefix)  # added last, so it runs first
-    for routes in (segment, jobs, events, objects, results):
+    for routes in (segment, jobs, events, objects, results, pixels):
         rejected = problems.problems(KeyRequired, HostNotAllowed, ForeignPage)
         app.include_router(routes.router, responses=rejected, dependencies=[Security(BEARER)])
     for routes in (health, problem_types, page):

@@ -14,6 +14,7 @@ WEB = {"fastapi", "starlette", "uvicorn"}
 # Modules by longest matching name -> what they may never import (ours by dotted name, others by package).
 NEVER: dict[str, set[str]] = {
     "service": {"worker", *HEAVY},
+    "service.rendering": {"worker", *HEAVY - {"av"}, *WEB},
     "uvos": {"service", "worker", *HEAVY, *WEB, "rq", "redis"},
     "service.settings": {"worker", "service", *HEAVY, *WEB, "rq", "redis"},
     "service.storage": {"worker", *HEAVY, *WEB, "rq", "redis"},
@@ -39,6 +40,12 @@ ONLY: dict[str, set[str]] = {
     "service.export": {"uvos.", "service.export."},
     "service.jobs.queue": {"uvos.contract", "service.jobs.scripts"},
     "service.jobs.index": {"uvos.contract", "uvos.errors", "service.storage."},
+    "service.rendering": {"uvos.", "service.rendering.", "service.supervisor"},
+    "service.jobs.renders": {
+        "uvos.",
+        "service.jobs.results",
+        "service.rendering.request",
+    },
     "service.jobs": {"uvos.", "service.jobs.", "service.storage.", "service.settings", "service.logs", "service.trace"},
     "service.jobs.metrics": {"uvos.contract", "service.jobs.queue"},
     "service.logs": set(),
@@ -94,10 +101,12 @@ ONLY: dict[str, set[str]] = {
     "worker.method.object_scores": {"worker.method.motion"},
     "worker.method.object_tokens": {"worker.method.masks"},
     "worker.method.edges": {"worker.method.masks", "worker.video.clip", "uvos.contract"},
-    "worker.outputs": {"worker.outputs.", "uvos.contract", "uvos.palette", "uvos.rle"},
-    "worker.outputs.source": {"worker.outputs.mp4", "worker.run", "worker.video.", "uvos.contract"},
+    "worker.outputs": {"worker.outputs.", "service.rendering.video", "uvos.contract", "uvos.palette", "uvos.rle"},
+    "worker.outputs.source": {"service.rendering.video", "worker.run", "worker.video.", "uvos.contract"},
     "worker.outputs.drawing": {
         "worker.outputs.",
+        "service.rendering.overlay",
+        "service.rendering.video",
         "worker.method.assignment",
         "worker.method.edges",
         "worker.method.features",

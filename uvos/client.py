@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uvos import rle
-from uvos.contract import JobPage, JobView, LevelLinks, Manifest, Problem, RleDocument, Status
+from uvos.contract import Format, JobPage, JobView, LevelLinks, Manifest, Problem, RleDocument, Status
 
 if TYPE_CHECKING:
     import supervision
@@ -36,6 +36,9 @@ ExportFormat = Literal[
     "masks_zip",
     "rle",
     "overlay",
+    "cutout_webm",
+    "cutout_mov",
+    "preview_gif",
     "frames",
     "coco",
     "youtube_vis",
@@ -185,6 +188,9 @@ class Client:
                 with self._http.stream("GET", link, headers=headers) as response:
                     if response.is_error:
                         response.read()
+                    if response.status_code in RETRY_STATUSES and backoff.has_time_left():
+                        backoff.pause(_retry_after_s(response))
+                        continue
                     _checked(response)
                     tag = response.headers.get("etag", "")
                     with part.open("ab" if response.status_code == 206 else "wb") as file:
@@ -206,8 +212,10 @@ class Client:
         for level in job.links.levels:
             folder = out / "levels" / f"{level.tau:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            files = [("rle.json", level.rle), ("masks.zip", level.masks_zip), ("overlay.mp4", level.overlay)]
-            for name, link in [*files, ("frames.zip", level.frames)]:
+            files = [("rle.json", level.rle), ("masks.zip", level.masks_zip), ("frames.zip", level.frames)]
+            if Format.overlay in job.params.format:
+                files.append(("overlay.mp4", level.overlay))
+            for name, link in files:
                 if link is not None:
                     yield self.download(link, folder / name)
 
@@ -235,8 +243,7 @@ class Client:
                 self._has_responded = True
                 if response.status_code not in RETRY_STATUSES or not backoff.has_time_left():
                     return _checked(response)
-                retry_after = response.headers.get("retry-after", "")
-                wait_s = float(retry_after) if retry_after.isdecimal() else None
+                wait_s = _retry_after_s(response)
             except httpx.TransportError as error:
                 is_absent = isinstance(error, httpx.ConnectError) and not self._has_responded
                 if is_absent or not backoff.has_time_left():
@@ -371,6 +378,11 @@ def _field(value: Any) -> "str | list[str]":
     if isinstance(value, list | tuple):
         return [str(item) for item in value]
     return json.dumps(value) if isinstance(value, Mapping) else str(value)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else None
 
 
 class _Backoff:

@@ -415,6 +415,12 @@ class LevelLinks(Schema):
     """COCO RLE of every object in every frame."""
     overlay: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/overlay.mp4?tau=1"])
     """Video with coloured masks drawn over it, H.264."""
+    cutout_webm: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cutout.webm?tau=1"])
+    """Objects on a transparent background, VP9; with `&object=` only one."""
+    cutout_mov: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/cutout.mov?tau=1"])
+    """Objects on a transparent background, ProRes 4444; with `&object=` only one."""
+    preview_gif: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/preview.gif?tau=1"])
+    """Animated GIF of the overlay."""
     frames: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/frames.zip?tau=1"])
     """Segmented frames as JPEG with their masks: `JPEGImages/00000.jpg …`, `Annotations/00000.png …`."""
     coco: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/coco.json?tau=1"])

@@ -118,6 +118,11 @@ class ResultNotReady(UvosError):
     remedy = "Wait until the job's status is `succeeded`."
 
 
+class RenderPending(UvosError):
+    title, status = "Still rendering", 503
+    remedy = "Request the same link again after the number of seconds in Retry-After."
+
+
 class InvalidEdit(UvosError):
     title, status = "Invalid edit", 422
     remedy = "Use the object ids that GET /jobs/<id>/objects lists; nothing was changed."

@@ -7,6 +7,7 @@ from fastapi import Depends, Path, Query, Request
 
 from service.jobs.events import Listener
 from service.jobs.jobs import Jobs
+from service.jobs.renders import Renders
 from service.jobs.results import Result, ResultLevel
 from service.settings import Settings
 from service.storage.folder import StoredJob
@@ -34,9 +35,15 @@ async def _owner(request: Request) -> str | None:
     return owner
 
 
+async def _renders(request: Request) -> Renders:
+    renders: Renders = request.state.renders
+    return renders
+
+
 JobsDep = Annotated[Jobs, Depends(_jobs)]
 ListenerDep = Annotated[Listener, Depends(_listener)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+RendersDep = Annotated[Renders, Depends(_renders)]
 OwnerDep = Annotated[str | None, Depends(_owner)]
 JobId = Annotated[
     str, Path(pattern="^[0-9a-z]{1,64}$", description="Job id.", examples=["019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c"])

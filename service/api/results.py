@@ -109,12 +109,6 @@ def mask(
     )
 
 
-@router.get("/overlay.mp4", response_class=FileResponse, responses=binary("video/mp4"))
-def overlay(level: PublishedLevel) -> FileResponse:
-    """Video with coloured masks drawn over it (H.264)."""
-    return FileResponse(level.file("overlay.mp4"), media_type="video/mp4", headers=REVALIDATED)
-
-
 @router.get("/source.mp4", response_class=FileResponse, responses=binary("video/mp4"))
 def source(result: PublishedResult) -> FileResponse:
     """Video of exactly the segmented frames, at most 640 pixels on its longer side (H.264); it starts at 0 s."""

@@ -369,11 +369,13 @@ def links(record: JobRecord, end: JobEnd | None) -> Links:
             yolo=f"{base}/yolo.zip{query}",
             mots=f"{base}/mots.zip{query}",
             rounds=f"{base}/rounds.json{query}",
+            overlay=f"{base}/overlay.mp4{query}",
+            cutout_webm=f"{base}/cutout.webm{query}",
+            cutout_mov=f"{base}/cutout.mov{query}",
+            preview_gif=f"{base}/preview.gif{query}",
         )
         if Format.png in record.params.format:
             level.masks_zip, level.mask = f"{base}/masks.zip{query}", f"{base}/masks/{{frame}}.png{query}"
-        if Format.overlay in record.params.format:
-            level.overlay = f"{base}/overlay.mp4{query}"
         if Format.frames in record.params.format:
             level.frames = f"{base}/frames.zip{query}"
         links.levels.append(level)

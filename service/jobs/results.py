@@ -109,13 +109,18 @@ class ResultLevel:
         Raises:
             ResultNotFound: The format was not requested.
         """
-        path = self.result.folder / "levels" / self.name / name
-        if not path.is_file():
+        path = self.stored(name)
+        if path is None:
             formats = ", ".join(item.value for item in self.result.job.params.format)
             raise ResultNotFound(
                 f"this job has no {name}: the requested formats are {formats}", limit=formats, actual=name
             )
         return path
+
+    def stored(self, name: str) -> Path | None:
+        """An original file of the level; None if there is none."""
+        path = self.result.folder / "levels" / self.name / name
+        return path if path.is_file() else None
 
     @property
     def manifest(self) -> Manifest:

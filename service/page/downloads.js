@@ -5,7 +5,7 @@ import { $, element } from "/page/dom.js";
 import { showProblem } from "/page/problem.js";
 
 const LABELS = {
-  masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", cutout_webm: "Cut-out WebM", cutout_mov: "Cut-out ProRes", preview: "Preview GIF",
+  masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", cutout_webm: "Cut-out WebM", cutout_mov: "Cut-out ProRes", preview_gif: "Preview GIF",
   coco: "COCO", youtube_vis: "YouTube-VIS", cvat: "CVAT video", cvat_images: "CVAT images", label_studio: "Label Studio", yolo: "YOLO", mots: "MOTS",
   frames: "Frames and masks",
 };

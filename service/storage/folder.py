@@ -7,6 +7,7 @@
     jobs/<id>/crashes/<n>       crash n of a worker process while it ran this job
     jobs/<id>/work/<execution>  output of one execution
     jobs/<id>/end.json          the end of the job, a copy of the last claim; names the execution with the result
+    jobs/<id>/renders/<file>    file with pixels of the video, rendered on request
     jobs/<id>/edits/<tau>/<n>   version n of the edits of a level
     jobs/<id>/deliveries/<n>    attempt n to deliver the webhook
     open/<id>                   marker: the job has not ended
@@ -278,6 +279,10 @@ class Storage:
     def edit_log(self, job_id: str, level: str) -> EditLog:
         """The edits of a level of the result, by its name."""
         return EditLog(self.store, f"{_job(job_id)}/edits/{level}")
+
+    def renders_dir(self, job_id: str) -> Path:
+        """The folder of files that were rendered on request."""
+        return self.root / _job(job_id) / "renders"
 
     # --- execute
 

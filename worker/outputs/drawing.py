@@ -16,6 +16,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.rendering.overlay import blend
+from service.rendering.video import H264, VideoWriter
 from uvos.contract import Background, Edges, Format, JobParams, Mode, Stage
 from worker.method.assignment import Assignment
 from worker.method.edges import draw_label_map, nearest_patch
@@ -29,8 +31,6 @@ from worker.method.masks import (
     without_whole_frame,
 )
 from worker.method.object_tokens import separate_objects, single_object
-from worker.outputs.mp4 import Mp4Writer
-from worker.outputs.overlay import blend
 from worker.outputs.png import write_png
 from worker.outputs.rle import RleWriter, Runs, RunsSpool
 from worker.outputs.rounds import write_rounds
@@ -139,9 +139,11 @@ class _LevelWriter:
         (self._png_folder or folder).mkdir(parents=True)
         self._files = ExitStack()
         self._rle = self._files.enter_context(RleWriter(folder / "rle.json", clip.video_size))
-        self._overlay: Mp4Writer | None = None
+        self._overlay: VideoWriter | None = None
         if Format.overlay in run.params.format:
-            overlay = Mp4Writer(folder / "overlay.mp4", clip.video_size, clip.pts_s, **OVERLAY_ENCODER)
+            overlay = VideoWriter(
+                folder / "overlay.mp4", clip.video_size, clip.pts_s, H264.with_options(**OVERLAY_ENCODER)
+            )
             self._overlay = self._files.enter_context(overlay)
 
     def __enter__(self) -> Self:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from service.rendering.video import H264, VideoWriter
 from uvos.contract import Format
-from worker.outputs.mp4 import Mp4Writer
 from worker.run import SegmentationRun
 from worker.video.clip import Clip
 from worker.video.decode import stream_frames
@@ -51,9 +51,9 @@ class SourceWriter:
         self._files = ExitStack()
         self._index, self._middle = 0, len(clip.frames) // 2
         self._out, self._size = run.out, proxy_size(clip.video_size)
-        self._proxy: Mp4Writer | None = None
+        self._proxy: VideoWriter | None = None
         if run.extras.source:
-            proxy = Mp4Writer(run.out / "source.mp4", self._size, clip.pts_s, **PROXY_ENCODER)
+            proxy = VideoWriter(run.out / "source.mp4", self._size, clip.pts_s, H264.with_options(**PROXY_ENCODER))
             self._proxy = self._files.enter_context(proxy)
         self._frames = run.out / "frames" if Format.frames in run.params.format else None
         if self._frames is not None:

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
+from service.rendering.overlay import blend, strip
+from service.rendering.video import H264, VideoWriter
 from uvos.palette import object_colors
-from worker.outputs.mp4 import Mp4Writer
-from worker.outputs.overlay import blend, strip
 
 
 def grey(height: int, width: int, value: int = 200) -> np.ndarray:
@@ -20,7 +20,7 @@ def a_square(height: int, width: int, at: int, label: int = 1) -> np.ndarray:
 
 
 def write(path, frames, label_maps, times):
-    with Mp4Writer(path, label_maps[0].shape, times, crf="21") as writer:
+    with VideoWriter(path, label_maps[0].shape, times, H264.with_options(crf="21")) as writer:
         for frame, label_map in zip(frames, label_maps, strict=True):
             writer.write(blend(frame, label_map))
 

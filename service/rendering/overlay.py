@@ -1,13 +1,15 @@
 """Frames with coloured and outlined objects: for the overlay video, and a strip of a few frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from uvos.palette import object_colors
+
+ValueT = TypeVar("ValueT", bound=np.generic)
 
 OPACITY = 0.5  # of an object's colour over the frame
 OUTLINE_LINES = 540  # lines of video per pixel of outline thickness
@@ -25,16 +27,28 @@ def blend(frame: NDArray[np.uint8], label_map: NDArray[np.uint16]) -> NDArray[np
     """
     height, width = label_map.shape
     if frame.shape[:2] != (height, width):
-        frame = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
     colors = object_colors(int(label_map.max()) + 1)
-    blended = np.asarray(cv2.addWeighted(frame, 1 - OPACITY, colors[label_map], OPACITY, 0), np.uint8)
     objects = label_map > 0
-    thickness = 1 + 2 * max(1, round(height / OUTLINE_LINES))
-    window = np.ones((thickness, thickness), np.uint8)
+    radius = max(1, round(height / OUTLINE_LINES))
     # An object's outline: its own pixels within the outline's thickness of another label.
-    edge = objects & (cv2.dilate(label_map, window) != cv2.erode(label_map, window))
-    result = np.where(objects[..., None], blended, frame)
+    edge = objects & (spread(label_map, radius, np.maximum) != spread(label_map, radius, np.minimum))
+    result = frame.copy()
+    tint = colors[label_map[objects]].astype(np.float32)
+    result[objects] = np.rint(frame[objects] * np.float32(1 - OPACITY) + tint * np.float32(OPACITY))
     result[edge] = colors[label_map[edge]]
+    return result
+
+
+def spread(values: NDArray[ValueT], radius: int, extreme: Callable[..., object]) -> NDArray[ValueT]:
+    """The maximum or minimum of each pixel's square neighbourhood of `radius` pixels, shape (H, W)."""
+    result = values.copy()
+    for axis in (0, 1):
+        source = np.moveaxis(result.copy(), axis, 0)
+        target = np.moveaxis(result, axis, 0)
+        for distance in range(1, radius + 1):
+            extreme(target[distance:], source[:-distance], out=target[distance:])
+            extreme(target[:-distance], source[distance:], out=target[:-distance])
     return result
 
 
