@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     """key_ratio is lowered to stay below it, with a warning in the manifest."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
+    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|int8)$")
+    """auto, float32, bfloat16, or int8 on a CPU."""
     weights_dir: Path | None = None
     """Folder of downloaded weights. Default: `weights` in the data folder."""
     weights: Path | None = None

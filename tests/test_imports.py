@@ -53,6 +53,7 @@ ONLY: dict[str, set[str]] = {
     "worker.video.clip": set(),
     "worker.numerics.spool": set(),
     "worker.models.weights": {"worker.video.clip"},
+    "worker.models.int8": {"worker.numerics.numba_ops"},
     "worker.models.backbone": {"worker.video.clip", "worker.models.weights", "worker.numerics.tile_pool"},
     "worker.numerics.tile_pool": set(),
     "worker.numerics.triton_kernels": set(),
@@ -141,6 +142,7 @@ ONLY: dict[str, set[str]] = {
     "worker.models.loading": {
         "worker.models.backbone",
         "worker.models.fetching",
+        "worker.models.int8",
         "worker.models.weights",
         "worker.video.clip",
         "uvos.contract",

@@ -83,7 +83,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per command line option
             help="Weights file, in the format of timm, DINO, the released code or uvos.", exists=True, dir_okay=False
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or int8 (CPU).")] = "auto",
     split: Annotated[str | None, typer.Option(help="Default: the split of published results.")] = None,
     sequences: Annotated[
         list[str] | None, typer.Option(help="Names separated by commas, or a file with one per line; may repeat.")

@@ -111,7 +111,7 @@ class TaskRunner:
                 weights_dir=settings.weights_folder,
                 allow_hub=settings.allow_hub,
                 device=self.device,
-                dtype=settings.dtype,  # type: ignore[arg-type]  # a pattern restricts it to the three values
+                dtype=settings.dtype,  # type: ignore[arg-type]  # a pattern restricts it to these values
                 clustering=clustering,
             )
             while len(self._models) > MODELS_KEPT:

@@ -91,7 +91,7 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         self._with_motion = params.motion is Motion.on
         self._key_affinity = KEY_AFFINITIES.get(model.affinity(params.affinity))
         self._stopwatch, self._on_progress = stopwatch, on_progress
-        self._as_bfloat16 = model.dtype != "float32"
+        self._as_bfloat16 = model.dtype == "bfloat16"
         self._partial: PartialClip | None = None
         self._queries: Spool | None = None
         self._keys: Spool | None = None

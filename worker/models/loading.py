@@ -7,16 +7,19 @@ from typing import Literal
 import torch
 
 from uvos.contract import Affinity, Clustering
-from uvos.errors import WeightsInvalid, WeightsUnavailable
+from uvos.errors import InvalidParameters, WeightsInvalid, WeightsUnavailable
 from uvos.models import MODELS, ModelEntry
 from uvos.weights import HUB_FILE, LocalWeights, find_local_weights
 from worker.models.backbone import Backbone, create_vit
 from worker.models.fetching import convert_package_file, fetch_from_hub
+from worker.models.int8 import quantize_linear_layers
 from worker.models.weights import BlockWeights, Preprocessing, UnusableWeights, Weights, fits, load_into, read_weights
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 PACKAGED = Path(__file__).parent
+INT8_MODELS = frozenset({"dinov2-vits14"})
+"""Models that "auto" computes in int8 on CPUs with VNNI: their masks are as good (docs/method.md)."""
 PAPER_MODEL = "dino-vits8"  # backbone of a block whose file names none: the only one with a released checkpoint
 
 
@@ -30,7 +33,7 @@ class LoadedModel:
         weights_source: Origin of the weights: a package, a file (its name without folders), or the hub.
         sha256: SHA-256 of the file with the ViT.
         version: Version of the weights.
-        dtype: dtype of the ViT's linear layers: "float32" or "bfloat16".
+        dtype: dtype of the ViT's linear layers: "float32", "bfloat16" or "int8".
     """
 
     backbone: Backbone
@@ -68,13 +71,15 @@ def load_model(
         weights_dir: Folder of fetched weights.
         allow_hub: Whether weights may be downloaded from the hub.
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
-        dtype: "auto" is bfloat16 where the device computes it fast, but float32 for the released checkpoint and
-            for windowed clustering, which amplify rounding.
+        dtype: "auto" is bfloat16 where the device computes it fast, int8 for models of `INT8_MODELS` on a CPU with
+            fast products of integers, but float32 for the released checkpoint and for windowed clustering, which
+            amplify rounding.
         clustering: The clustering that will use the features; affects only the dtype "auto".
 
     Raises:
         WeightsUnavailable: There are no weights and none could be downloaded; names the ways to get them.
         WeightsInvalid: The file cannot be read or does not fit; names the tensors at fault.
+        InvalidParameters: int8 is requested on another device than a CPU.
     """
     try:
         found = _find(entry, weights, weights_dir=weights_dir, allow_hub=allow_hub)
@@ -83,14 +88,16 @@ def load_model(
         load_into(vit, found.vit.vit)
         place = choose_device(device)
         exact = found.vit.kind == "released" or clustering is Clustering.windowed
-        layers = choose_dtype(dtype, device=place, exact=exact)
+        layers = choose_dtype(dtype, device=place, exact=exact, allow_int8=entry.name in INT8_MODELS)
+        if layers is torch.int8:
+            quantize_linear_layers(vit)
         preprocessing = Preprocessing(entry.mean, entry.std)
         backbone = Backbone(
             vit,
             preprocessing=preprocessing,
             facet=entry.facet,
             block=found.block,
-            dtype=layers,
+            dtype=torch.float32 if layers is torch.int8 else layers,
             with_cues=entry.saliency,
         )
     except UnusableWeights as error:
@@ -174,17 +181,32 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: Dtype, *, device: torch.device, exact: bool) -> torch.dtype:
-    """Resolve a dtype name; `exact` keeps "auto" at float32 for procedures that amplify rounding."""
+def choose_dtype(dtype: Dtype, *, device: torch.device, exact: bool, allow_int8: bool = False) -> torch.dtype:
+    """Resolve a dtype name.
+
+    Args:
+        dtype: "auto" or the name of a torch dtype.
+        device: Device of the ViT.
+        exact: Whether "auto" is float32, for procedures that amplify rounding.
+        allow_int8: Whether "auto" may be int8.
+
+    Raises:
+        InvalidParameters: int8 on another device than a CPU.
+    """
+    if dtype == "int8" and device.type != "cpu":
+        raise InvalidParameters(f"dtype int8 is for a CPU, the device is {device}: choose float32 or bfloat16")
     if dtype != "auto":
-        return torch.float32 if dtype == "float32" else torch.bfloat16
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
     if exact:
         return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     # A CPU without AMX computes bfloat16 products no faster than float32, some CPUs far slower.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if capabilities.get("amx_bf16", False) else torch.float32
+    if capabilities.get("amx_bf16", False):
+        return torch.bfloat16
+    return torch.int8 if allow_int8 and capabilities.get("avx512_vnni", False) else torch.float32
 
 
 @dataclass(frozen=True)

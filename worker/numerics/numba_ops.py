@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy import float32 as f32
+from numpy import int8 as i8
 from numpy import int32 as i32
 from numpy.typing import NDArray
 
@@ -25,6 +26,8 @@ ROUNDING = f32(1.5 * 2**23)  # adding it rounds a small number to an integer, he
 ROUNDING_BITS = i32(0x4B400000 - 127)
 LEAST = f32(-87.0)  # exp of it is still above zero
 ROOT_HALF_BITS = i32(0x3F3504F3)
+MAGNITUDE = i32(0x7FFFFFFF)
+LARGEST_INT8, LEAST_SCALE = f32(127), f32(1e-30)
 MANTISSA = i32(0x007FFFFF)
 HALF_BITS = i32(0x7FFF)
 HIGH_BITS = i32(-65536)
@@ -125,6 +128,28 @@ def add_softmax(scores: Rows, mean: Rows, weight: f32, shift: bool, first: bool)
         else:
             for j in range(scores.shape[1]):
                 mean[i, j] += scores[i, j] * scale
+
+
+@compiled("void(float32[:, ::1], int8[:, ::1], float32[::1])")
+def quantize_rows(rows: Rows, rounded: Rows, scale: Rows) -> None:
+    """Round each row to integers of -127 to 127 times a scale of its own, which is written to `scale`."""
+    bits = rows.view(i32)
+    for i in range(rows.shape[0]):
+        highest = i32(0)
+        for j in range(rows.shape[1]):  # integers, as a maximum of floats is not vectorized
+            highest = max(highest, bits[i, j] & MAGNITUDE)
+        scale[i] = max(_float(highest), LEAST_SCALE) / LARGEST_INT8
+        inverse = f32(1) / scale[i]
+        for j in range(rows.shape[1]):
+            rounded[i, j] = i8(_bits(rows[i, j] * inverse + ROUNDING))  # the low byte is the integer
+
+
+@compiled("void(int32[:, ::1], float32[::1], float32[::1], float32[::1])")
+def scale_products(products: Rows, row_scale: Rows, column_scale: Rows, bias: Rows) -> None:
+    """Products of quantized rows in their own units, plus a bias: float32 in place of the integers."""
+    for i in range(products.shape[0]):
+        for j in range(products.shape[1]):
+            products[i, j] = _bits(f32(products[i, j]) * (row_scale[i] * column_scale[j]) + bias[j])
 
 
 @compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32)")
