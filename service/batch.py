@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from uvos.client import Client, RequestFailed
+from service.frames import frame_files, video_file
+from uvos.client import Client, RequestFailed, Result
 from uvos.contract import VIDEO_SUFFIXES, JobView, Problem, Status
+from uvos.options import in_options
 from uvos.progress import CommandProgress
 
 CONCURRENT = 4  # videos sent and followed at the same time
@@ -20,7 +22,7 @@ CONCURRENT = 4  # videos sent and followed at the same time
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of one video."""
+    """Outcome of one video, or of one folder of frames."""
 
     video: Path
     out: Path
@@ -28,11 +30,16 @@ class Outcome:
     objects: tuple[int, ...] = ()
     """Number of objects per level."""
     files: int = 0
+    model: str = ""
+    overlay: Path | None = None
+    """Overlay video of the first level."""
     problem: Problem | None = None
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:
     """Expand paths: files as given, folders to the videos in them, `.txt` files to the paths they list.
+
+    A folder that holds images and no video is one video of these frames.
 
     Raises:
         ValueError: a path does not exist, or there are no videos.
@@ -40,9 +47,8 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
     videos: list[Path] = []
     for path in paths:
         if path.is_dir():
-            videos += sorted(
-                file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in VIDEO_SUFFIXES
-            )
+            found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in VIDEO_SUFFIXES)
+            videos += found or ([path] if frame_files(path) else [])
         elif path.suffix.lower() == ".txt" and path.is_file():
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             videos += find_videos([path.parent / line for line in lines if line and not line.startswith("#")])
@@ -51,8 +57,17 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
         else:
             raise ValueError(f"no file or folder at {path}")
     if not videos:
-        raise ValueError(f"no videos in {', '.join(map(str, paths))}")
+        raise ValueError(f"no videos and no frames in {', '.join(map(str, paths))}")
     return list(dict.fromkeys(videos))
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError if results cannot be saved in this folder."""
+    for folder in (out, *out.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise ValueError(f"--out: {folder} is a file; name a folder")
+            return
 
 
 def out_folders(videos: Sequence[Path], out: Path) -> list[Path]:
@@ -70,7 +85,7 @@ def out_folders(videos: Sequence[Path], out: Path) -> list[Path]:
 def run(client: Client, videos: Sequence[Path], out: Path, params: dict[str, Any], console: Console) -> list[Outcome]:
     """Segment videos and show their progress; on KeyboardInterrupt, cancel the unfinished jobs."""
     with CommandProgress(console=console) as progress, ThreadPoolExecutor(CONCURRENT) as pool:
-        batch = _Batch(client, params, progress)
+        batch = _Batch(client, params, progress, console)
         outcomes = [
             pool.submit(batch.segment, video, folder)
             for video, folder in zip(videos, out_folders(videos, out), strict=True)
@@ -86,10 +101,12 @@ def run(client: Client, videos: Sequence[Path], out: Path, params: dict[str, Any
 class _Batch:
     """Videos that share a client, parameters and a progress display."""
 
-    def __init__(self, client: Client, params: dict[str, Any], progress: CommandProgress) -> None:
+    def __init__(self, client: Client, params: dict[str, Any], progress: CommandProgress, console: Console) -> None:
         self._client = client
         self._params = params
         self._progress = progress
+        self._console = console
+        self._has_warned = False
         self._active: dict[Path, JobView] = {}
 
     def segment(self, video: Path, out: Path) -> Outcome:
@@ -101,13 +118,24 @@ class _Batch:
         self._show(video, "sending")
         job: JobView | None = None
         try:
-            job = self._active[video] = self._client.submit(video, **self._params)
-            job = self._client.wait(job, on_change=lambda job: self._show(video, describe(job), job.fraction))
+            with video_file(video) as file:
+                job = self._active[video] = self._client.submit(file, **self._params)
+            self._follow(video, job)
+            job = self._client.wait(job, on_change=lambda job: self._follow(video, job))
             result = self._client.result(job)
             self._show(video, "saving", 1.0)
             files = result.save(out)
+            overlay = self._save_overlay(result, out)
             self._show(video, "done", 1.0)
-            return Outcome(video, out, job, tuple(len(level.objects) for level in result.manifest.levels), len(files))
+            return Outcome(
+                video,
+                out,
+                job,
+                objects=tuple(len(level.objects) for level in result.manifest.levels),
+                files=len(files) + (overlay is not None and overlay not in files),
+                model=result.manifest.model.name,
+                overlay=overlay,
+            )
         except RequestFailed as error:
             self._show(video, "failed")
             return Outcome(video, out, job, problem=error.problem)
@@ -118,6 +146,25 @@ class _Batch:
             return Outcome(video, out, job, problem=problem)
         finally:
             self._active.pop(video, None)
+
+    def _follow(self, video: Path, job: JobView) -> None:
+        if job.waiting_for_worker and not self._has_warned:
+            self._has_warned = True
+            self._console.print(
+                "no worker is running, so the jobs wait: start one with `uvos-worker run`, or the whole service with "
+                "`uvos up`",
+                highlight=False,
+            )
+        self._show(video, describe(job), job.fraction)
+
+    def _save_overlay(self, result: Result, out: Path) -> Path | None:
+        """Save the overlay of the first level; None if the job has no frames to draw it on."""
+        path = out / "levels" / f"{result.taus[0]:g}" / "overlay.mp4"
+        try:
+            return path if path.exists() else result.export("overlay", path)
+        except RequestFailed as error:
+            self._console.print(f"no overlay: {escape(error.problem.detail)}", highlight=False)
+            return None
 
     def cancel(self) -> None:
         """Cancel the unfinished jobs, which also ends the threads that follow them."""
@@ -130,7 +177,9 @@ class _Batch:
 
 def describe(job: JobView) -> str:
     """State of a job in a few words."""
-    if job.status == Status.queued:
+    if job.waiting_for_worker:
+        state = "waiting for a worker"
+    elif job.status == Status.queued:
         state = f"queued, {job.position} ahead" if job.position else "queued"
     elif job.stage is None:
         return job.status.value
@@ -143,18 +192,20 @@ def describe(job: JobView) -> str:
 def print_table(outcomes: Sequence[Outcome], console: Console) -> None:
     """Print one row per video, and below the table the reason of each failure."""
     table = Table(box=None, header_style="bold")
-    for name in ("video", "status", "frames", "objects", "seconds", "result"):
+    for name in ("video", "status", "frames", "objects", "model", "seconds", "result"):
         justify: Literal["left", "right"] = "right" if name in ("frames", "objects", "seconds") else "left"
         table.add_column(name, justify=justify, overflow="fold")
     for outcome in outcomes:
         job, video = outcome.job, escape(outcome.video.name)
         if outcome.problem is not None:
-            table.add_row(video, "[red]failed[/]", "", "", "", escape(outcome.problem.title))
+            table.add_row(video, "[red]failed[/]", "", "", "", "", escape(outcome.problem.title))
         elif job is not None and job.started_at is not None and job.ended_at is not None:
             seconds = f"{(job.ended_at - job.started_at).total_seconds():.1f}"
             objects = ", ".join(map(str, outcome.objects))
-            table.add_row(video, "[green]done[/]", str(job.frames_total), objects, seconds, escape(str(outcome.out)))
+            frames = str(job.frames_total)
+            folder = escape(str(outcome.out))
+            table.add_row(video, "[green]done[/]", frames, objects, outcome.model, seconds, folder)
     console.print(table)
     for outcome in outcomes:
         if outcome.problem is not None:
-            console.print(f"{escape(outcome.video.name)}: {escape(outcome.problem.detail)}", soft_wrap=True)
+            console.print(f"{escape(outcome.video.name)}: {escape(in_options(outcome.problem))}", soft_wrap=True)

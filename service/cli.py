@@ -6,8 +6,9 @@ import resource
 import socket
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import httpx
 import typer
@@ -15,23 +16,25 @@ from rich.console import Console
 from rich.markup import escape
 
 from service import batch
-from service.http.api_keys import add_key
+from service.http.api_keys import add_key, list_keys, revoke_keys
 from service.jobs.embedded import EmbeddedServer
 from service.jobs.webhooks import secret_of
 from service.logs import configure_logging
 from service.settings import Settings
 from service.supervisor import CANNOT_START, AttachedProcess, CannotStart, Supervisor, exit_with_parent, listen
-from uvos.client import Client, RequestFailed
+from uvos.client import Client, ExportFormat, RequestFailed
 from uvos.contract import Status
 from uvos.errors import UvosError
-from uvos.options import parameter_options
+from uvos.options import in_options, parameter_options, parse_options
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Turn any video into object masks, without labels and without clicks: start the service, or send it a video.",
 )
-keys = typer.Typer(no_args_is_help=True, help="Create API keys and webhook secrets.")
+jobs = typer.Typer(no_args_is_help=True, help="List, show, cancel, delete and download jobs.")
+app.add_typer(jobs, name="jobs")
+keys = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys; print webhook secrets.")
 app.add_typer(keys, name="keys")
 console = Console(stderr=True)
 
@@ -42,6 +45,22 @@ KeyOption = Annotated[str | None, typer.Option(help="API key, if the service req
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
 PortOption = Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")]
 DataOption = Annotated[Path | None, typer.Option(help="Folder of uploads, results and queue.", show_default="data")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Job id.")]
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"uvos {version('uvos')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Turn any video into object masks, without labels and without clicks."""
 
 
 @app.command()
@@ -97,14 +116,19 @@ def serve(
 @app.command()
 @parameter_options()
 def segment(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of videos, or .txt files that list them.")],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(help="Video files, folders of videos, folders of frames, or .txt files that list them."),
+    ],
     given: dict[str, Any],
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("masks"),
 ) -> None:
     """Send videos, show their progress, save their masks."""
+    parse_options(given)
     paths = batch.find_videos(videos)
+    batch.check_out(out)
     with Client(url, api_key=key) as client:
         try:
             outcomes = batch.run(client, paths, out, given, console)
@@ -115,25 +139,111 @@ def segment(
     if not others:
         if first.problem is not None:
             raise RequestFailed(first.problem)
-        assert first.job is not None
-        console.print(f"{first.job.id}: {first.job.frames_total} frames, {first.files} files in {escape(str(out))}")
+        _print_outcome(first)
         return
     batch.print_table(outcomes, console)
     if any(outcome.problem is not None for outcome in outcomes):
         raise typer.Exit(1)
 
 
-@app.command()
-def jobs(
+def _print_outcome(outcome: batch.Outcome) -> None:
+    """Print what one video became."""
+    assert outcome.job is not None
+    counts = ", ".join(
+        f"{count} object{'s' * (count != 1)} at tau {tau:g}"
+        for count, tau in zip(outcome.objects, outcome.job.params.tau, strict=True)
+    )
+    console.print(
+        f"{outcome.job.id}: {outcome.job.frames_total} frames, {counts}, with {outcome.model}; "
+        f"{outcome.files} files in {escape(str(outcome.out))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if outcome.overlay is not None:
+        console.print(f"overlay: {escape(str(outcome.overlay))}", highlight=False, soft_wrap=True)
+
+
+@jobs.command("list")
+def list_jobs(
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
     status: Annotated[Status | None, typer.Option(help="List only jobs with this status.")] = None,
+    tag: Annotated[str | None, typer.Option(help="List only jobs with this tag.")] = None,
 ) -> None:
-    """List the caller's jobs, newest first."""
+    """List your jobs, newest first."""
     with Client(url, api_key=key) as client:
-        for job in client.jobs(status):
-            line = f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}"
-            console.print(line, markup=False, soft_wrap=True)
+        for job in client.jobs(status, tag=tag):
+            print(f"{job.id}  {job.status.value:<9}  {job.created_at:%Y-%m-%d %H:%M}  {job.video.name}")
+
+
+@jobs.command("get")
+def get_job(job_id: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """Print a job as JSON: status, parameters, error, links."""
+    with Client(url, api_key=key) as client:
+        print(client.job(job_id).model_dump_json(indent=2, exclude_none=True))
+
+
+@jobs.command("cancel")
+def cancel_job(job_id: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """Cancel a queued or running job; no effect on a job that has ended."""
+    with Client(url, api_key=key) as client:
+        print(client.cancel(client.job(job_id)).status.value)
+
+
+@jobs.command("rm")
+def remove_jobs(
+    job_ids: Annotated[list[str], typer.Argument(help="Job ids.")], url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
+    """Delete jobs with their videos and results."""
+    with Client(url, api_key=key) as client:
+        for job_id in job_ids:
+            client.delete(client.job(job_id))
+
+
+@jobs.command("download")
+def download_job(
+    job_id: JobArgument,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    format: Annotated[
+        str | None, typer.Option(help=f"One format: {', '.join(get_args(ExportFormat))}. Default: all stored files.")
+    ] = None,
+    tau: Annotated[float | None, typer.Option(help="Level of the format. Default: the first.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the format, such as tracks=polygon, object=1, original=true.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the format, or folder of all files.")] = None,
+) -> None:
+    """Save the result of a job, with the edits of its objects."""
+    options = _format_options(format, option or [])
+    with Client(url, api_key=key) as client:
+        result = client.result(client.job(job_id))
+        if format is None:
+            folder = out or Path("masks")
+            batch.check_out(folder)
+            for path in result.save(folder):
+                print(path)
+            return
+        name = cast(ExportFormat, format.replace("-", "_"))
+        print(result.export(name, out or Path(result.file_name(name, tau)), tau=tau, **options))
+
+
+def _format_options(format: str | None, options: list[str]) -> dict[str, str]:
+    """Options as name and value.
+
+    Raises:
+        ValueError: the format is unknown, or an option has no value.
+    """
+    formats = get_args(ExportFormat)
+    if format is not None and format.replace("-", "_") not in formats:
+        raise ValueError(f"--format: must be one of {', '.join(formats)}, got {format}")
+    if format is None and options:
+        raise ValueError("--option: needs --format")
+    pairs = [option.partition("=") for option in options]
+    for name, separator, _ in pairs:
+        if not separator:
+            raise ValueError(f"--option: must be NAME=VALUE, such as tracks=polygon, got {name}")
+    return {name: value for name, _, value in pairs}
 
 
 @keys.command("new")
@@ -145,6 +255,23 @@ def new_key(
     settings = _settings(data_dir=data)
     print(add_key(settings.keys_file, name))
     console.print(f"hash appended to {escape(str(settings.keys_file))}; a running service reloads the file")
+
+
+@keys.command("list")
+def show_keys(data: DataOption = None) -> None:
+    """List the API keys in the keys file: owner and the beginning of the hash."""
+    for name, digest in list_keys(_settings(data_dir=data).keys_file):
+        print(f"{name:<32}  {digest[:12]}")
+
+
+@keys.command("revoke")
+def revoke_key(
+    name: Annotated[str, typer.Argument(help="Owner whose keys are revoked; jobs remain.")], data: DataOption = None
+) -> None:
+    """Revoke all API keys of an owner in the keys file; a running service reloads the file."""
+    settings = _settings(data_dir=data)
+    count = revoke_keys(settings.keys_file, name)
+    console.print(f"{count} key{'s' * (count != 1)} of {escape(name)} removed from {escape(str(settings.keys_file))}")
 
 
 @keys.command("webhook")
@@ -203,7 +330,7 @@ def main() -> None:
     except UvosError as error:
         message = error.sentence
     except RequestFailed as error:
-        message = error.problem.detail
+        message = in_options(error.problem)
     except httpx.ConnectError as error:
         message = f"cannot connect to {error.request.url}: start the service with `uvos up`, or check --url."
     except httpx.HTTPError as error:

@@ -1,12 +1,15 @@
 """The command lines: help, one-sentence errors without a traceback, tables that fit a terminal."""
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.videos import make_scene, write_video
 from uvos.contract import SegmentParams
@@ -72,6 +75,10 @@ def test_an_invalid_option_is_named(tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4", make_scene(frames=2).frames)
     done = run("worker", "segment", str(video), "--out", str(tmp_path / "out"), "--key-ratio", "1.5")
     assert "--key-ratio" in assert_one_sentence(done)
+    done = run("service", "segment", str(video), "--key-ratio", "1.5", "--tau", "-1", "--url", "127.0.0.1:9")
+    message = assert_one_sentence(done)
+    assert "--key-ratio: Input should be less than or equal to 1, got 1.5" in message
+    assert "--tau: Input should be greater than 0, got -1" in message
     done = run("worker", "segment", str(video), "--out", str(tmp_path / "out"), "--model", "[/sam]")
     assert "[/sam]" in assert_one_sentence(done)  # not parsed as markup of the terminal
 
@@ -131,10 +138,55 @@ def test_an_unreachable_service_is_reported_with_the_command_to_start_it(tmp_pat
     assert "uvos up" in assert_one_sentence(done)
 
 
-def test_the_client_commands_submit_and_list_jobs(service_url: str, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "clip.mp4", make_scene(frames=4).frames)
-    done = run("service", "segment", str(video), "--url", service_url, "--out", str(tmp_path / "masks"))
+def test_what_cannot_work_is_reported_before_anything_is_sent(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", make_scene(frames=2).frames)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    done = run("service", "segment", str(video), "--url", "127.0.0.1:9", "--out", str(tmp_path / "file" / "deep"))
+    assert f"--out: {tmp_path / 'file'} is a file" in assert_one_sentence(done)
+    done = run("service", "segment", str(tmp_path / "empty"), "--url", "127.0.0.1:9")
+    assert "no videos and no frames in" in assert_one_sentence(done)
+    done = run("service", "jobs", "download", "1", "--format", "bmp", "--url", "127.0.0.1:9")
+    assert "--format: must be one of masks_zip" in assert_one_sentence(done)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = run("service", "up", "--port", str(listener.getsockname()[1]), "--data", str(tmp_path / "data"))
+    assert "another process uses it" in assert_one_sentence(done)
+    assert done.stderr.strip().startswith("error: ")
+    assert run("service", "--version").stdout.split()[0] == "uvos"
+
+
+def test_the_client_commands_submit_show_download_and_delete_jobs(service_url: str, tmp_path: Path) -> None:
+    frames = tmp_path / "frames of clip"
+    frames.mkdir()
+    scene = make_scene(frames=12)
+    for index, frame in enumerate(scene.frames):
+        Image.fromarray(frame).save(frames / f"{index}.png")
+    url, out = service_url.removeprefix("http://"), tmp_path / "masks"
+    done = run("service", "segment", str(frames), "--url", url, "--out", str(out), "--tau", "1", "--background", "keep")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "masks" / "manifest.json").is_file()
-    listed = run("service", "jobs", "--url", service_url)
-    assert "succeeded" in listed.stdout + listed.stderr
+    message = " ".join(done.stderr.split())
+    assert re.search(r"12 frames, \d+ objects? at tau 1, with tiny; 4 files in", message)
+    assert (out / "levels" / "1" / "overlay.mp4").stat().st_size > 1000
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["video"]["name"] == "frames of clip"
+    (job_id,) = re.findall(r"^(\w{32}): ", done.stderr, re.MULTILINE)
+    assert f"{job_id}  succeeded" in run("service", "jobs", "list", "--url", url, "--status", "succeeded").stdout
+    assert json.loads(run("service", "jobs", "get", job_id, "--url", url).stdout)["id"] == job_id
+    saved = tmp_path / "cvat.xml"
+    options = ["--format", "cvat", "--tau", "1", "--option", "tracks=polygon", "--out", str(saved)]
+    assert run("service", "jobs", "download", job_id, "--url", url, *options).returncode == 0
+    assert "<polygon" in saved.read_text()
+    assert run("service", "jobs", "rm", job_id, "--url", url).returncode == 0
+    assert "there is no job" in assert_one_sentence(run("service", "jobs", "get", job_id, "--url", url))
+
+
+def test_keys_are_listed_and_revoked(tmp_path: Path) -> None:
+    data = ["--data", str(tmp_path)]
+    for name in ("ada", "bob", "ada"):
+        assert run("service", "keys", "new", name, *data).returncode == 0
+    listed = run("service", "keys", "list", *data).stdout.split("\n")
+    assert [line.split()[0] for line in listed if line] == ["ada", "bob", "ada"]
+    assert run("service", "keys", "revoke", "ada", *data).returncode == 0
+    assert (tmp_path / "keys.txt").read_text().startswith("bob:")
+    assert (tmp_path / "keys.txt").stat().st_mode & 0o777 == 0o600
+    assert "the owners are bob" in assert_one_sentence(run("service", "keys", "revoke", "ada", *data))

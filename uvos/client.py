@@ -72,7 +72,10 @@ class Client:
         self._retry_for_s = retry_for_s
         self._has_responded = False
         self._http = httpx.Client(
-            base_url=url, headers=headers, timeout=httpx.Timeout(60, connect=CONNECT_TIMEOUT_S), trust_env=False
+            base_url=base_url(url),
+            headers=headers,
+            timeout=httpx.Timeout(60, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,
         )
 
     def is_ready(self) -> bool:
@@ -125,11 +128,11 @@ class Client:
         """Current state of a job."""
         return JobView.model_validate(self._get(f"/jobs/{job_id}").json())
 
-    def jobs(self, status: Status | None = None) -> Iterator[JobView]:
+    def jobs(self, status: Status | None = None, *, tag: str | None = None) -> Iterator[JobView]:
         """The caller's jobs, newest first, fetched page by page."""
         cursor: str | None = None
         while True:
-            query = {"cursor": cursor, "status": status.value if status else None}
+            query = {"cursor": cursor, "status": status.value if status else None, "tag": tag}
             response = self._get("/jobs", params={name: value for name, value in query.items() if value})
             page = JobPage.model_validate(response.json())
             yield from page.jobs
@@ -353,6 +356,10 @@ class Result:
         link = httpx.URL(self._link(format, tau)).copy_merge_params(options)
         return self._client.download(str(link), Path(out))
 
+    def file_name(self, format: ExportFormat, tau: float | None = None) -> str:
+        """Name of the file of a format: "coco.json"."""
+        return httpx.URL(self._link(format, tau)).path.rpartition("/")[2]
+
     def save(self, out: "str | os.PathLike[str]") -> list[Path]:
         """Save all files of the result in a folder and return their paths."""
         return list(self._client.download_all(self.job, Path(out)))
@@ -371,6 +378,11 @@ class Result:
             if tau is None or f"{level.tau:g}" == f"{tau:g}":
                 return level
         raise ValueError(f"tau must be one of the levels {self.taus} of this job, got {tau:g}")
+
+
+def base_url(url: str) -> str:
+    """The URL of a service, with http:// if it has no scheme: "localhost:8000"."""
+    return url if "://" in url else f"http://{url}"
 
 
 def _field(value: Any) -> "str | list[str]":

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from uvos.contract import SegmentParams
+from uvos.contract import Problem, SegmentParams
 from uvos.errors import InvalidParameters
 
 Command = Callable[..., None]
@@ -54,15 +54,29 @@ def parse_options(given: Mapping[str, object]) -> SegmentParams:
     """Validate options and fill in the defaults of the contract.
 
     Raises:
-        InvalidParameters: an option is invalid; the message names it.
+        InvalidParameters: options are invalid; the message names all of them.
     """
     try:
         return SegmentParams.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "options"
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidParameters(f"{option}: {message}, got {first['input']!r}") from error
+        mistakes = [
+            _mistake(item["loc"][0] if item["loc"] else "", item["msg"], item["input"] if item["loc"] else None)
+            for item in error.errors()
+        ]
+        raise InvalidParameters("; ".join(mistakes)) from error
+
+
+def in_options(problem: Problem) -> str:
+    """The detail of a problem of the service, with options in place of form fields."""
+    if not problem.errors:
+        return problem.detail
+    return "; ".join(_mistake(item.field.partition(".")[0], item.message, item.actual) for item in problem.errors)
+
+
+def _mistake(field: object, message: str, value: object) -> str:
+    option = "--" + str(field).replace("_", "-") if field in SegmentParams.model_fields else str(field)
+    sentence = f"{option}: {message.removeprefix('Value error, ')}".removeprefix(": ")
+    return sentence if value is None else f"{sentence}, got {value!r}"
 
 
 def _option(name: str, field: FieldInfo, default: object) -> inspect.Parameter:

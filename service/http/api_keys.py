@@ -87,6 +87,31 @@ def add_key(file: Path, name: str) -> str:
     return key
 
 
+def list_keys(file: Path) -> list[tuple[str, str]]:
+    """Owner and hash of every key in `file`, in its order."""
+    if not file.is_file():
+        return []
+    return [(name, digest) for digest, name in _parse(file.read_text()).items()]
+
+
+def revoke_keys(file: Path, name: str) -> int:
+    """Remove all keys of an owner from `file`, atomically; the number of removed keys.
+
+    Raises:
+        ValueError: the owner has no key.
+    """
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    kept = [line for line in lines if line.partition(":")[0].strip() != name]
+    if len(kept) == len(lines):
+        known = ", ".join(dict.fromkeys(owner for owner, _ in list_keys(file))) or "none"
+        raise ValueError(f"{name!r} has no API key in {file}: the owners are {known}")
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+    draft.touch(mode=0o600)
+    draft.write_text("".join(kept))
+    draft.replace(file)
+    return len(lines) - len(kept)
+
+
 def _parse(text: str) -> dict[str, str]:
     """Owner names by key hash, from lines of name:sha256; a name may have several keys."""
     owners: dict[str, str] = {}

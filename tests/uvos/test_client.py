@@ -228,7 +228,7 @@ def test_folders_and_lists_of_videos_are_segmented(service_url: str, video: Path
 def test_paths_are_expanded_to_videos(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file or folder at"):
         batch.find_videos([tmp_path / "nothing.mp4"])
-    with pytest.raises(ValueError, match="no videos in"):
+    with pytest.raises(ValueError, match="no videos and no frames in"):
         batch.find_videos([tmp_path])
     for name in ("b.mp4", "a.MKV", "c.jpg"):
         (tmp_path / name).touch()
