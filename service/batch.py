@@ -186,7 +186,7 @@ def describe(job: JobView) -> str:
     else:
         frames = f" {job.frames_done}/{job.frames_total}" if job.frames_total else ""
         state = f"{job.stage.value}{frames}"
-    return f"{state}, {job.eta_s.low:.0f}–{job.eta_s.high:.0f} s left" if job.eta_s else state
+    return f"{state}, about {job.eta_s.median:.0f} s left" if job.eta_s else state
 
 
 def print_table(outcomes: Sequence[Outcome], console: Console) -> None:

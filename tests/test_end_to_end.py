@@ -81,7 +81,7 @@ def test_the_manifest_reproduces_the_result(service_url: str, done: JobView) -> 
     assert (manifest["video"]["width"], manifest["video"]["height"]) == (128, 96)
     assert manifest["params"] == json.loads(done.params.model_dump_json())
     assert manifest["model"]["sha256"]
-    assert set(manifest["timings_s"]) == {"decode", "features", "attention", "clustering", "masks", "total"}
+    assert set(manifest["timings_s"]) == {"decode", "motion", "features", "attention", "clustering", "masks", "total"}
     assert sum(manifest["timings_s"].values()) <= 2.01 * manifest["timings_s"]["total"]
     ids = [item["id"] for item in manifest["levels"][0]["objects"]]
     assert ids == list(range(1, len(ids) + 1))

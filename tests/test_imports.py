@@ -103,7 +103,13 @@ ONLY: dict[str, set[str]] = {
     "worker.method.object_tokens": {"worker.method.masks"},
     "worker.method.edges": {"worker.method.masks", "worker.video.clip", "uvos.contract"},
     "worker.outputs": {"worker.outputs.", "service.rendering.video", "uvos.contract", "uvos.palette", "uvos.rle"},
-    "worker.outputs.source": {"service.rendering.video", "worker.run", "worker.video.", "uvos.contract"},
+    "worker.outputs.source": {
+        "service.rendering.overlay",
+        "service.rendering.video",
+        "worker.run",
+        "worker.video.",
+        "uvos.contract",
+    },
     "worker.outputs.drawing": {
         "worker.outputs.",
         "service.rendering.overlay",

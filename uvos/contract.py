@@ -249,6 +249,7 @@ class Status(StrEnum):
 
 class Stage(StrEnum):
     decode = "decode"
+    motion = "motion"
     features = "features"
     attention = "attention"
     clustering = "clustering"
@@ -348,6 +349,8 @@ class JobProgress(Schema):
     seconds: dict[Stage, float] = Field(default_factory=dict)
     """Time spent per stage so far."""
     device: str | None = None
+    has_preview: bool = False
+    """Whether `preview.jpg` of the execution is complete."""
 
 
 class WorkerInfo(Schema):
@@ -394,6 +397,8 @@ class Video(Schema):
 class SecondsRange(Schema):
     """An estimate in seconds."""
 
+    median: float = Field(ge=0, examples=[6.0])
+    """The estimate: the end is as likely before it as after it."""
     low: float = Field(ge=0, examples=[4.0])
     """Lower end of the estimate, seconds."""
     high: float = Field(ge=0, examples=[9.0])
@@ -454,6 +459,8 @@ class Links(Schema):
     """Manifest of the result, once succeeded."""
     source: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/source.mp4"])
     """Video of exactly the segmented frames, at most 640 pixels on its longer side, H.264, once succeeded."""
+    preview: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/preview.jpg"])
+    """First coarse result while the job runs: a few frames with coloured objects, JPEG."""
     thumbnail: str | None = Field(None, examples=["/jobs/019a7d3c5c1f4a6e8b1d2c3e4f5a6b7c/thumbnail.jpg"])
     """The middle frame, at most 320 pixels on its longer side, JPEG, once succeeded."""
     levels: list[LevelLinks] = Field(default_factory=list)
@@ -506,7 +513,7 @@ class JobView(Schema):
     weights_installed: bool | None = Field(None, examples=[True])
     """Whether a live worker has the weights of the model; otherwise it downloads them first. None once ended."""
     eta_s: SecondsRange | None = None
-    """Estimated remaining seconds, while queued or running."""
+    """Estimated remaining seconds of a running job; None until it is known well enough."""
     created_at: datetime = Field(examples=["2026-01-31T12:00:00Z"])
     """Time the job was accepted."""
     started_at: datetime | None = Field(None, examples=["2026-01-31T12:00:00Z"])

@@ -4,11 +4,14 @@ Source: Ding et al., "Betrayed by Attention" (arXiv:2311.17893), Section 3 and A
 from it (motion, background, smooth edges) are named in the files of the steps.
 """
 
+import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from uvos.contract import Clustering, Manifest, Stage, Workload, level_name
+from uvos.contract import Clustering, Edges, Manifest, Motion, Stage, Workload, level_name
 from uvos.errors import OutOfMemoryBudget
 from worker.method.algorithm1 import Level, algorithm1
 from worker.method.assignment import assign
@@ -20,11 +23,16 @@ from worker.numerics.choose import choose_backend
 from worker.numerics.tile_pool import TilePool
 from worker.outputs.drawing import draw_masks, write_clustering_rounds, write_masks, write_tokens, write_views
 from worker.outputs.manifest import write_manifest
-from worker.run import SegmentationRun
+from worker.outputs.source import write_strip
+from worker.run import OnProgress, SegmentationRun
 from worker.stopwatch import Stopwatch
-from worker.video.clip import PatchGrid
+from worker.video.clip import Clip, PatchGrid
 from worker.video.decode import DecodedVideo, read_clip
 
+PREVIEW_FRAMES, PREVIEW_MIN_FRAMES = 6, 3
+PREVIEW_MIN_STEP = 10  # frames of the job per frame of the preview, so that it takes at most a tenth of the time
+PREVIEW_MIN_STEP_CUDA = 50  # the fixed part of its time weighs more there
+PREVIEW_KEY_RATIO = 0.34
 KEPT_BYTES = 2**26  # attention rows kept for the assignment: keeping all would save an eighth, and grow with T
 
 
@@ -49,6 +57,10 @@ def segment(run: SegmentationRun) -> Manifest:
         grid = run.model.backbone.grid(size)
         keys = choose_key_frames(run, len(video.clip.frames), grid)
         report_workload(run, video, grid, keys)
+        if run.on_preview is not None and (indices := preview_frames(len(video.clip.frames), run.model.device)):
+            with stopwatch.stage(Stage.features):
+                write_preview(run, video.clip, indices)
+            run.on_preview()
         with stopwatch.stage(Stage.features):
             features = projector.project(video.clip.frames, size, keys.indices)
         with stopwatch.stage(Stage.attention):
@@ -68,6 +80,40 @@ def segment(run: SegmentationRun) -> Manifest:
     return write_manifest(run, video, keys, masks, stopwatch.report())
 
 
+def preview_frames(frame_count: int, device: torch.device) -> list[int]:
+    """Evenly spaced frames of the preview; none if it would take more than about a tenth of the time of the job."""
+    count = min(PREVIEW_FRAMES, frame_count // (PREVIEW_MIN_STEP_CUDA if device.type == "cuda" else PREVIEW_MIN_STEP))
+    return [(2 * i + 1) * frame_count // (2 * count) for i in range(count)] if count >= PREVIEW_MIN_FRAMES else []
+
+
+def write_preview(run: SegmentationRun, clip: Clip, indices: list[int]) -> None:
+    """Segment a few frames by themselves and write `preview.jpg`: the frames, and below them their objects.
+
+    The same steps as the whole run, without motion, which needs neighbouring frames, and at the first tau.
+    """
+    params = run.params.model_copy(
+        update={"motion": Motion.off, "key_ratio": PREVIEW_KEY_RATIO, "tau": run.params.tau[:1], "edges": Edges.smooth}
+    )
+    stopwatch, count = Stopwatch(), len(indices)
+    run.on_progress(Stage.features, 0, len(clip.frames))
+    with tempfile.TemporaryDirectory(dir=run.out, prefix="preview-") as folder, ExitStack() as resources:
+        part = replace(run, params=params, out=Path(folder), on_progress=_only_cancel(run, len(clip.frames)))
+        few = Clip(clip.frames[indices], clip.pts_s[indices], clip.video_size)
+        size = run.frame_size.model_size(clip.video_size)
+        grid = run.model.backbone.grid(size)
+        projector = resources.enter_context(feature_projector(part, stopwatch))
+        features = projector.project(few.frames, size, choose_key_frames(part, count, grid).indices)
+        maps = attention_maps(part, features, stopwatch)
+        assignments = resources.enter_context(assign(maps, cluster(part, maps), grid, part.out))
+        [level] = resources.enter_context(draw_masks(part, few, assignments, features))
+        write_strip(run.out / "preview.jpg", few, [level.frame(index).label_map() for index in range(count)])
+
+
+def _only_cancel(run: SegmentationRun, frame_count: int) -> OnProgress:
+    """Progress of the preview: it advances no stage, but can be cancelled."""
+    return lambda *_: run.on_progress(Stage.features, 0, frame_count)
+
+
 def feature_projector(run: SegmentationRun, stopwatch: Stopwatch) -> FeatureProjector:
     return FeatureProjector(
         run.model,
@@ -75,7 +121,7 @@ def feature_projector(run: SegmentationRun, stopwatch: Stopwatch) -> FeatureProj
         run.frame_size,
         work=run.out,
         stopwatch=stopwatch,
-        on_progress=run.progress_of(Stage.features),
+        on_progress=run.on_progress,
     )
 
 

@@ -58,6 +58,7 @@ class SegmentationRun:
         extras: Additional outputs.
         on_progress: Receives progress; may cancel.
         on_workload: Receives the size of the job once the video is decoded.
+        on_preview: Called when `preview.jpg`, a first coarse result, is written; None: no preview.
     """
 
     source: Path
@@ -70,6 +71,7 @@ class SegmentationRun:
     extras: Extras = field(default_factory=Extras)
     on_progress: OnProgress = ignore_progress
     on_workload: Callable[[Workload], None] | None = None
+    on_preview: Callable[[], None] | None = None
 
     @property
     def video_name(self) -> str:

@@ -3,13 +3,13 @@
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from service.api.dependencies import JobsDep, ListenerDep, OwnerDep, StoredJobDep
 from service.api.problems import problems
 from service.jobs.events import wait_for_end
 from uvos.contract import JobPage, JobView, Status
-from uvos.errors import InvalidParameters, JobNotFound, QueueUnavailable
+from uvos.errors import InvalidParameters, JobNotFound, QueueUnavailable, ResultNotFound
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -66,6 +66,24 @@ def index(
 ) -> JobPage:
     """List the caller's jobs, newest first."""
     return jobs.page(owner=owner, before=cursor, status=status, tag=tag, size=limit)
+
+
+@router.get(
+    "/{job_id}/preview.jpg",
+    operation_id="preview_job",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The picture.",
+            "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **problems(JobNotFound, InvalidParameters, ResultNotFound, QueueUnavailable),
+    },
+)
+def preview(job: StoredJobDep, jobs: JobsDep) -> Response:
+    """First coarse result of a running job: a few frames, and below them the same frames with coloured objects."""
+    picture = jobs.preview(job.record).read_bytes()
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
 @router.post(

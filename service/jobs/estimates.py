@@ -1,13 +1,13 @@
-"""Estimate when a job will end: from `eta.py`, the job's position in the queue and the number of workers."""
+"""Estimate when a running job will end, from `eta.py` and the timings in Redis."""
 
 import time
 from dataclasses import dataclass
 from threading import Lock
 
-from service.jobs.eta import Pace, Seconds
+from service.jobs.eta import Pace
 from service.jobs.queue import Broker
 from service.jobs.workers import LiveWorkers
-from uvos.contract import JobParams, JobProgress, JobRecord, SecondsRange, WorkerInfo
+from uvos.contract import JobParams, JobProgress, JobRecord, SecondsRange
 
 CACHE_TTL_S = 3.0  # concurrent views need the same timings
 
@@ -29,29 +29,16 @@ class Estimates:
         self._lock = Lock()
         self._paces: dict[tuple[str, ...], tuple[float, Pace]] = {}
 
-    def of(self, record: JobRecord, progress: JobProgress | None, position: int | None) -> Estimate:
-        """The estimate for a job that has not ended; empty for a queued job while there is no worker.
+    def of(self, record: JobRecord, progress: JobProgress | None) -> Estimate:
+        """The estimate for a job that has not ended; a waiting job has none, because its length is not known.
 
         Raises:
             redis.RedisError: Redis does not respond.
         """
-        pace = self._pace(record.params)
         if progress is not None:
-            remaining = pace.remaining(progress, record.video_bytes, record.params)
-            return Estimate(remaining.view(), pace.fraction(progress))
-        workers = self.workers.running()
-        if not workers:
-            return Estimate(None, None, has_worker=False)
-        own = pace.before(record.video_bytes, record.params)
-        return Estimate((own + self._wait(pace, workers, position or 0)).view(), None)
-
-    def _wait(self, pace: Pace, workers: list[WorkerInfo], position: int) -> Seconds:
-        """Time until a worker is free: the running jobs, then the jobs before this one."""
-        typical = pace.typical()
-        busy = sum(worker.busy_with is not None for worker in workers)
-        running = Seconds(0.0, typical.high if busy == len(workers) else 0.0)
-        rounds = position / len(workers)
-        return running + typical.times(rounds, rounds)
+            pace = self._pace(record.params)
+            return Estimate(pace.remaining(progress), pace.fraction(progress))
+        return Estimate(None, None, has_worker=bool(self.workers.running()))
 
     def _pace(self, params: JobParams) -> Pace:
         now, key = time.monotonic(), (params.model, params.clustering, params.motion)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from heapq import merge
 from itertools import groupby, islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import redis
 
@@ -37,7 +37,7 @@ from uvos.contract import (
     Video,
     level_name,
 )
-from uvos.errors import JobNotFound, QueueFull, QueueUnavailable
+from uvos.errors import JobNotFound, QueueFull, QueueUnavailable, ResultNotFound
 from uvos.models import find_model
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class Jobs:
 
     def view_at(self, record: JobRecord, progress: JobProgress) -> JobView:
         """The view of a running job at this progress; raises redis.RedisError."""
-        view = compose(record, None, progress, None, self.estimates.of(record, progress, None))
+        view = compose(record, None, progress, None, self.estimates.of(record, progress))
         view.weights_installed = record.params.model in self.workers.installed_models()
         return view
 
@@ -205,7 +205,7 @@ class Jobs:
         if open_records:
             with self._queue_errors():
                 for record, state in zip(open_records, self.broker.live(open_records), strict=True):
-                    live[record.id] = state, self.estimates.of(record, state.progress, state.position)
+                    live[record.id] = state, self.estimates.of(record, state.progress)
         views = []
         for job in jobs:
             record, end, state, estimate = job.record, job.end, NOT_LIVE, None
@@ -283,6 +283,19 @@ class Jobs:
         just_ended = (job_id for job_id in open_jobs if job_id in running)
         return (job_id for job_id, _ in groupby(merge(ended, just_ended, reverse=True)))
 
+    def preview(self, record: JobRecord) -> Path:
+        """The first coarse result of a running job.
+
+        Raises:
+            ResultNotFound: There is none: yet, any more, or for a job this short.
+            QueueUnavailable: Redis does not respond.
+        """
+        with self._queue_errors():
+            progress = self.broker.live([record])[0].progress
+        if progress is None or not progress.has_preview:
+            raise ResultNotFound(f"job {record.id} has no preview: only a running job has one, linked as links.preview")
+        return self.storage.work_dir(record.id, progress.execution) / "preview.jpg"
+
     # --- end
 
     def cancel(self, job: StoredJob) -> JobView:
@@ -338,6 +351,8 @@ def compose(
         view.stage, view.fraction = progress.stage, progress.fraction
         view.frames_done, view.frames_total = progress.frames_done, progress.frames_total
         view.started_at = progress.started_at
+        if progress.has_preview:
+            view.links.preview = f"{view.links.self}/preview.jpg"
     else:
         view.position = position
     if end is None and estimate is not None:

@@ -5,7 +5,7 @@ import { $ } from "/page/dom.js";
 import { showProblem } from "/page/problem.js";
 import { percent, remaining } from "/page/text.js";
 
-const STAGES = ["decode", "features", "attention", "clustering", "masks"];
+const STAGES = ["decode", "motion", "features", "attention", "clustering", "masks"];
 let fraction = 0; // the bar never moves backwards
 
 /** Show the progress of an upload or of a job. */

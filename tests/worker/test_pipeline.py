@@ -2,11 +2,13 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.videos import Shape, make_scene, write_video
@@ -15,7 +17,7 @@ from uvos.contract import Clustering, JobParams, Manifest, Motion, Stage
 from uvos.errors import OutOfMemoryBudget, TooSmall, UnreadableVideo
 from worker.method.edges import draw_label_map
 from worker.outputs import drawing
-from worker.pipeline import segment
+from worker.pipeline import preview_frames, segment
 from worker.run import Budget, Extras, OnProgress, SegmentationRun, ignore_progress
 from worker.video.decoder_process import DecoderLost, DecoderProcess
 
@@ -27,6 +29,25 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", SCENE.frames)
 
 
+def test_a_preview_of_a_few_frames_comes_before_the_result(tmp_path: Path) -> None:
+    scene = make_scene([Shape("square", 32, (48, 40), (0, 1))], frames=40, texture=4)
+    video = write_video(tmp_path / "clip.mp4", scene.frames)
+    stages: list[Stage] = []
+    pictures: list[tuple[Stage, tuple[int, int]]] = []
+    out = tmp_path / "out"
+
+    def on_preview() -> None:
+        with Image.open(out / "preview.jpg") as picture:
+            pictures.append((stages[-1], picture.size))
+
+    run(video, out, on_progress=lambda stage, *_: stages.append(stage), on_preview=on_preview)
+    [(stage, (width, height))] = pictures
+    assert stage is Stage.features
+    assert width / height == pytest.approx(4 * 128 / (2 * 96), rel=0.1)  # four frames, and below them their objects
+    assert not list(out.glob("preview-*"))
+    assert preview_frames(len(SCENE.frames), torch.device("cpu")) == []  # costs too much of a short clip
+
+
 def run(
     video: Path,
     out: Path,
@@ -34,6 +55,7 @@ def run(
     budget: Budget | None = None,
     on_progress: OnProgress = ignore_progress,
     dtype: str = "float32",
+    on_preview: Callable[[], None] | None = None,
     **params: Any,
 ) -> Manifest:
     defaults = {"model": "stub", "tau": [1.0], "motion": Motion.off, "key_ratio": 0.5}
@@ -47,6 +69,7 @@ def run(
             budget=budget or Budget(),
             extras=Extras(tokens=True, rounds=True),
             on_progress=on_progress,
+            on_preview=on_preview,
         )
     )
 
@@ -157,7 +180,7 @@ def test_every_stage_reports_its_frames(video: Path, tmp_path: Path) -> None:
     def record(stage: Stage, done: int, total: int | None) -> None:
         last[stage] = (done, total)
 
-    run(video, tmp_path / "out", on_progress=record)
+    run(video, tmp_path / "out", on_progress=record, motion=Motion.on)
     assert last == dict.fromkeys(Stage, (6, 6))
 
 
@@ -171,7 +194,7 @@ def test_an_exception_of_the_progress_callback_cancels_the_run(stage: Stage, vid
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        run(video, tmp_path / "out", on_progress=cancel)
+        run(video, tmp_path / "out", on_progress=cancel, motion=Motion.on)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not list((tmp_path / "out").glob("*.spool"))
 
@@ -185,7 +208,7 @@ def test_progress_is_reported_while_label_maps_are_drawn(video: Path, tmp_path: 
             reports.append(done)
 
     run(video, tmp_path / "out", on_progress=record)
-    assert reports == [0] * 6 + [1, 2, 3, 4, 5, 6]
+    assert reports == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -233,7 +256,8 @@ def test_masks_are_encoded_ahead_while_a_frame_is_written(video: Path, tmp_path:
     is_ahead: list[bool] = []
 
     def wait_for_the_last_frame(stage: Stage, done: int, _: int | None) -> None:
-        if (stage, done) == (Stage.masks, 1):  # blocks the thread that writes overlay and RLE
+        is_writing = stage is Stage.masks and (tmp_path / "out" / "levels").exists()
+        if is_writing and done < 6 and not is_ahead:  # blocks the thread that writes overlay and RLE
             deadline = time.monotonic() + 60
             while not (folder / "00005.png").exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -257,7 +281,7 @@ def test_every_frame_is_drawn_once(video: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_stage_times_add_up_to_the_total(video: Path, tmp_path: Path) -> None:
     timings_s = run(video, tmp_path / "out").timings_s
-    stages = [timings_s[stage] for stage in Stage]
+    stages = [timings_s[stage] for stage in Stage if stage is not Stage.motion]
     assert min(stages) > 0
     assert sum(stages) == pytest.approx(timings_s["total"], rel=0.1)
 

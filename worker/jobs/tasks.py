@@ -32,7 +32,8 @@ STORAGE_ERRORS = {EACCES, EPERM, EROFS, EIO, ESTALE, ENOTDIR}  # of a data folde
 # Share of the total time at which a stage begins, measured with `tiny` on two CPU cores.
 STAGE_START = {
     Stage.decode: 0.0,
-    Stage.features: 0.05,
+    Stage.motion: 0.05,
+    Stage.features: 0.2,
     Stage.attention: 0.45,
     Stage.clustering: 0.65,
     Stage.masks: 0.75,
@@ -158,6 +159,7 @@ class ProgressReporter:
     def __init__(self, run: Run, runner: TaskRunner) -> None:
         self.work: Workload | None = None
         self.seconds: dict[Stage, float] = {}
+        self.has_preview = False
         self._run = run
         self._runner = runner
         self._token = runner.token(run.execution)
@@ -199,8 +201,14 @@ class ProgressReporter:
             work=self.work,
             seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
             device=str(self._runner.device),
+            has_preview=self.has_preview,
         )
         self._runner.send(ProgressUpdate(progress=progress))
+
+    def on_preview(self) -> None:
+        """Called by the pipeline when the preview is complete."""
+        self.has_preview = True
+        self._sent_at = 0.0  # the next report is sent
 
     def on_work(self, work: Workload) -> None:
         """Called by the pipeline when the amount of work is known."""
@@ -238,8 +246,10 @@ def segment_video(run: Run, runner: TaskRunner) -> JobTiming:
                 job_id=run.job_id,
                 on_progress=reporter.on_progress,
                 on_workload=reporter.on_work,
+                on_preview=reporter.on_preview,
             )
         )
+    (out / "preview.jpg").unlink(missing_ok=True)  # the result replaces it
     reporter.measure()
     runner.sandbox = manifest.sandbox
     assert reporter.work is not None

@@ -74,7 +74,8 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         frame_size: Rule for the model input resolution.
         work: An existing folder for queries and keys.
         stopwatch: Time of projection is counted to the features stage.
-        on_progress: Called with frames projected and all frames; an exception it raises cancels the projection.
+        on_progress: Called with the stage (motion or features), its frames done and all frames; an exception it raises
+            cancels the projection.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         *,
         work: Path,
         stopwatch: Stopwatch,
-        on_progress: Callable[[int, int], None],
+        on_progress: Callable[[Stage, int, int | None], None],
     ) -> None:
         self._model, self._frame_size, self._work = model, frame_size, work
         self._with_motion = params.motion is Motion.on
@@ -133,19 +134,22 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
             size: Model input resolution (H, W).
             key_frame_indices: Ascending.
         """
-        early, total = self._projected, len(frames)
-        self._on_progress(early, total)
+        total = len(frames)
         energy: NDArray[np.float32] | None = None
         motion: list[NDArray[Any]] = []
         if self._with_motion:
             grid = self._model.backbone.grid(size)
-            energy = motion_energy(frames, grid, on_progress=lambda *_: self._on_progress(early, total))
+            with self._stopwatch.stage(Stage.motion):
+                self._on_progress(Stage.motion, 0, total)
+                energy = motion_energy(
+                    frames, grid, on_progress=lambda done, total: self._on_progress(Stage.motion, done, total)
+                )
             motion = [energy, movers(energy)]
         if self._key_affinity is None:
             keys = self._compare_queries_with_keys(frames, size, key_frame_indices, motion)
         else:
             keys = self._compare_keys(self._key_affinity, frames, size, key_frame_indices, motion)
-        self._on_progress(total, total)
+        self._on_progress(Stage.features, total, total)
         scores = self._object_scores(size, energy)
         for spool in (self._keys, self._cue_keys):
             if spool is not None:
@@ -160,7 +164,7 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         early, total, batch = self._projected, len(frames), self._model.backbone.batch_size(size)
         keys = [self._read_keys(index, index + 1)[0] for index in key_frame_indices if index < early]
         for start in range(early, total, batch):
-            self._on_progress(start, total)
+            self._on_progress(Stage.features, start, total)
             stop = min(start + batch, total)
             projections = self._project(frames[start:stop], size)
             projections = self._join_motion(projections, [values[start:stop] for values in motion])
@@ -182,12 +186,12 @@ class FeatureProjector(AbstractContextManager["FeatureProjector"]):
         """
         early, total, batch = self._projected, len(frames), self._model.backbone.batch_size(size)
         for start in range(early, total, batch):
-            self._on_progress(start, total)
+            self._on_progress(Stage.features, start, total)
             self._write_keys(self._project(frames[start : start + batch], size).keys)
         affinity = key_affinity.fit(torch.cat([self._read_keys(index, index + 1)[0] for index in key_frame_indices]))
         keys: list[Tensor] = []
         for start in range(0, total, batch):
-            self._on_progress(total, total)
+            self._on_progress(Stage.features, total, total)
             stop = min(start + batch, total)
             projections = Projections(*affinity.project(self._read_keys(start, stop)))
             projections = self._join_motion(projections, [values[start:stop] for values in motion])

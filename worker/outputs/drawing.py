@@ -88,7 +88,7 @@ def draw_masks(
                 for spool, level_areas, runs in zip(spools, areas, runs_by_level, strict=True):
                     spool.append(runs)
                     level_areas[frame_index] = runs.areas(level_areas.shape[1])
-                run.on_progress(Stage.masks, 0, length)
+                run.on_progress(Stage.masks, (frame_index + 1) * (length // 2) // length, length)
         drawn = [renumber_as_drawn(*arguments) for arguments in zip(decisions, areas, strict=True)]
         yield [
             LevelMasks(assignment, decision, spool, final_ids)
@@ -114,7 +114,8 @@ def write_masks(run: SegmentationRun, clip: Clip, levels: list[LevelMasks]) -> N
                 source.write(frame)
             for writer, encoded_frame in zip(writers, encoded, strict=True):
                 writer.write(encoded_frame, frame)
-            run.on_progress(Stage.masks, frame_index + 1, length)
+            written = frame_index + 1
+            run.on_progress(Stage.masks, length // 2 + written * (length - length // 2) // length, length)
     if Format.png in run.params.format:
         for level in levels:
             _zip_masks(run.level_folder(level.assignment.level.tau), run.video_name)

@@ -1,6 +1,6 @@
 """The segmented frames as a small video, a thumbnail, and JPEG files in the size of the video."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from service.rendering.overlay import strip
 from service.rendering.video import H264, VideoWriter
 from uvos.contract import Format
 from worker.run import SegmentationRun
@@ -76,6 +77,15 @@ class SourceWriter:
                 thumbnail = _scaled(small, proxy_size(self._size, THUMBNAIL_SIDE))
                 _write_jpeg(self._out / "thumbnail.jpg", thumbnail, THUMBNAIL_QUALITY)
         self._index += 1
+
+
+def write_strip(path: Path, clip: Clip, label_maps: Sequence[NDArray[np.uint16]]) -> None:
+    """Write the frames of a short clip side by side, and below them with coloured objects, as JPEG."""
+    size = clip.video_size
+    frames = [_scaled(frame, size) for frame in clip.frames]
+    partial = path.with_name(f".{path.name}")
+    strip(frames, label_maps).save(partial, "JPEG", quality=THUMBNAIL_QUALITY)
+    partial.rename(path)  # readers never see an incomplete picture
 
 
 def _scaled(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
