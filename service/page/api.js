@@ -17,17 +17,11 @@ export function useKey(value) {
 const headers = () => (key ? { Authorization: `Bearer ${key}` } : {});
 export const hasKey = () => Boolean(key);
 
-async function problemOf(response) {
-  try {
-    return new Problem(await response.json());
-  } catch {
-    return new Problem({ title: response.statusText, status: response.status, detail: `the service responded with status ${response.status}` });
-  }
-}
+const problemOf = (body, status) => new Problem(body ?? { title: "Rejected", status, detail: `the service responded with status ${status}` });
 
 export async function get(path, options = {}) {
   const response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-  if (!response.ok) throw await problemOf(response);
+  if (!response.ok) throw problemOf(await response.json().catch(() => null), response.status);
   return response;
 }
 
@@ -36,7 +30,6 @@ export const json = async (path, options) => (await get(path, options)).json();
 /** An address that an image or video element can load: the path, or with an API key a copy of the file. */
 export const address = async (path) => (key ? URL.createObjectURL(await (await get(path)).blob()) : path);
 
-/** Submit a form; `onProgress` receives the uploaded share. */
 export function send(form, idempotencyKey, onProgress) {
   const request = new XMLHttpRequest();
   const done = new Promise((resolve, reject) => {
@@ -44,7 +37,7 @@ export function send(form, idempotencyKey, onProgress) {
     request.responseType = "json";
     for (const [name, value] of Object.entries({ ...headers(), "Idempotency-Key": idempotencyKey })) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
-    request.onload = () => (request.status === 202 ? resolve(request.response) : reject(new Problem(request.response || { title: "Rejected", status: request.status, detail: `the service responded with status ${request.status}` })));
+    request.onload = () => (request.status === 202 ? resolve(request.response) : reject(problemOf(request.response, request.status)));
     request.onerror = () => reject(new Problem({ title: "No connection", status: 0, detail: "the connection to the service failed" }));
     request.onabort = () => reject(new DOMException("aborted", "AbortError"));
     request.send(form);

@@ -1,15 +1,15 @@
 // The page: submit videos, follow a job, show its result. Each view has a URL: #/ and #/jobs/<id>.
 
-import { json, Problem, useKey } from "/page/api.js";
-import { $, copy } from "/page/dom.js";
-import { listJobs } from "/page/jobs.js";
-import { prepareOptions } from "/page/options.js";
-import { hideMessage, showNote, showProblem } from "/page/problem.js";
-import { watchJob } from "/page/progress.js";
-import { player, showResult } from "/page/result.js";
-import "/page/shortcuts.js";
-import { again, fileOf, offerSample, showSubmitProblem } from "/page/submit.js";
-import { watchWorkers } from "/page/workers.js";
+import { json, Problem, useKey } from "./api.js";
+import { $, copy } from "./dom.js";
+import { listJobs } from "./jobs.js";
+import { prepareOptions } from "./options.js";
+import { hideMessage, showNote, showProblem } from "./problem.js";
+import { watchJob } from "./progress.js";
+import { player, showResult } from "./result.js";
+import "./shortcuts.js";
+import { again, fileOf, showSubmitProblem } from "./submit.js";
+import { watchWorkers } from "./workers.js";
 
 const TITLE = document.title;
 let current = new AbortController(); // aborts the requests of the previous view
@@ -43,7 +43,7 @@ async function showJob(id, signal) {
 }
 
 async function start() {
-  await Promise.all([prepareOptions(), offerSample()]).catch(showProblem);
+  await prepareOptions().catch(showProblem);
   await route();
 }
 

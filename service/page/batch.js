@@ -1,11 +1,10 @@
 // The rows of a batch: name, progress and state of each video.
 
-import { get } from "/page/api.js";
-import { $, button, element, prose } from "/page/dom.js";
-import { showProblem } from "/page/problem.js";
-import { percent } from "/page/text.js";
+import { get } from "./api.js";
+import { $, button, element, prose } from "./dom.js";
+import { showProblem } from "./problem.js";
+import { percent } from "./text.js";
 
-/** Append a row for a file. */
 export function showBatchRow(name) {
   const bar = element("progress", { max: 1, value: 0 });
   const row = { name: element("a", { textContent: name }), bar, text: element("span", { className: "muted small", textContent: "waiting" }), act: button("Cancel", null, "quiet"), ended: null };
@@ -19,12 +18,7 @@ export function showBatchRow(name) {
 
 const rows = [];
 
-/**
- * Show a change of a row: the state of its upload, or its job.
- *
- * @param row as `showBatchRow` returned it
- * @param change any of {text, fraction, ended, job}; `action`, [label, function], is what the button of the row does
- */
+/** Show a change of a row: {text, fraction, ended} or {job}; `action`, [label, function], is what its button does. */
 export function updateBatchRow(row, { job, action = null, ...change }) {
   const { text, fraction, ended = null } = job ? stateOf(job) : change;
   if (job?.id) row.name.href = `#/jobs/${job.id}`;

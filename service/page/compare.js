@@ -1,12 +1,12 @@
-// A second result beside the first: another level of the job, or another job of the same video. Its picture is copied
-// from the first video, so that both show the same frame.
+// A second result beside the first: another level, or another job of the same video. Its picture is copied from the
+// first video, so that both show the same frame.
 
-import { json } from "/page/api.js";
-import { $, element } from "/page/dom.js";
-import { levelTitle, loadLayer } from "/page/levels.js";
-import { Painter } from "/page/painter.js";
-import { frameAt } from "/page/player.js";
-import { showProblem } from "/page/problem.js";
+import { json } from "./api.js";
+import { $, element } from "./dom.js";
+import { levelTitle, loadLayer } from "./levels.js";
+import { Painter } from "./painter.js";
+import { frameAt } from "./player.js";
+import { showProblem } from "./problem.js";
 
 const JOBS = 100; // jobs that are searched for the same video
 
@@ -27,9 +27,6 @@ export async function offerComparisons(job, manifest, signal) {
   $("compare-label").hidden = entries.length < 2;
   $("compare").onchange = ({ target }) => (target.value ? open(entries[target.value], signal).catch(showProblem) : close());
 }
-
-/** Whether a second result is shown. */
-export const isComparing = () => !$("second").hidden;
 
 async function open({ job, manifest, level, tau, title }, signal) {
   const other = manifest ?? (await json(job.links.manifest, { signal }));
@@ -54,7 +51,7 @@ function close() {
 
 /** Draw the frame at a presentation time, in the style of the first painter. */
 export function drawSecond(time, video, first) {
-  if (!isComparing() || !painter.layer) return;
+  if (!painter.layer) return;
   if (first.hasVideo) picture.drawImage(video, 0, 0, painter.layer.width, painter.layer.height);
   painter.frame = frameAt(times, time);
   const { opacity, outlines, dim, hasVideo } = first;

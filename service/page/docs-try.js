@@ -1,9 +1,9 @@
 // A form that sends a request of the API, with code that sends the same one.
 
-import { get, hasKey } from "/page/api.js";
-import { button, copy, element } from "/page/dom.js";
-import { samples } from "/page/docs-samples.js";
-import { bytes } from "/page/text.js";
+import { get, hasKey } from "./api.js";
+import { button, copy, element } from "./dom.js";
+import { samples } from "./docs-samples.js";
+import { bytes } from "./text.js";
 
 const SHOWN = 20000; // characters of a response
 const STREAM_MS = 5000; // time to read a response that does not end, as events

@@ -1,7 +1,7 @@
 // API documentation rendered from the OpenAPI document: parameters, responses, a form that sends the request, code.
 
-import { tryOut } from "/page/docs-try.js";
-import { $, element, prose } from "/page/dom.js";
+import { tryOut } from "./docs-try.js";
+import { $, element, prose } from "./dom.js";
 
 const nameOf = (reference) => reference.split("/").pop();
 

@@ -1,8 +1,8 @@
 // Downloads of a level, and the command that submits the same job.
 
-import { get, hasKey } from "/page/api.js";
-import { $, element } from "/page/dom.js";
-import { showProblem } from "/page/problem.js";
+import { get, hasKey } from "./api.js";
+import { $, element } from "./dom.js";
+import { showProblem } from "./problem.js";
 
 const LABELS = {
   masks_zip: "PNG masks", rle: "RLE JSON", overlay: "Overlay MP4", cutout_webm: "Cut-out WebM", cutout_mov: "Cut-out ProRes", preview_gif: "Preview GIF",
@@ -13,11 +13,11 @@ const NOT_FILES = ["tau", "mask", "rounds", "objects"]; // entries of the links 
 
 const stem = (name) => name.replace(/\.[a-z0-9]{1,5}$/i, "");
 
-/** Show the downloads of the level at `tau`. */
-export function showDownloads(job, tau) {
+/** Show the downloads of the level at `tau`; edited levels are downloaded as edited. */
+export function showDownloads(job, tau, isEdited) {
   const level = job.links.levels.find((item) => item.tau === tau);
   const several = job.links.levels.length > 1;
-  $("of-level").textContent = several ? `of τ ${Number(tau.toPrecision(6))}` : "";
+  $("of-level").textContent = [several && `of τ ${Number(tau.toPrecision(6))}`, isEdited && "as edited"].filter(Boolean).join(", ");
   const formats = [...Object.keys(LABELS), ...Object.keys(level).filter((name) => !(name in LABELS) && !NOT_FILES.includes(name))];
   const files = formats.filter((format) => level[format]).map((format) => [LABELS[format] ?? format.replaceAll("_", " "), level[format]]);
   if (job.links.source) files.push(["Source MP4", job.links.source]);

@@ -1,8 +1,8 @@
 // The list of jobs, newest first.
 
-import { address, json } from "/page/api.js";
-import { $, element } from "/page/dom.js";
-import { showProblem } from "/page/problem.js";
+import { address, json } from "./api.js";
+import { $, element } from "./dom.js";
+import { showProblem } from "./problem.js";
 
 /** Load the list; `cursor` continues it. */
 export async function listJobs(cursor = "") {

@@ -2,7 +2,7 @@
 // renders label maps. Levels have the colours of their manifest; from a level to its rounds, a colour follows the
 // largest overlap.
 
-import { area, paint, runs } from "/page/rle.js";
+import { area, paint, runs } from "./rle.js";
 
 const CACHED_MAPS = 48;
 const MAX_SIDE = 960; // pixels of the longer side: enough for a screen, fast enough for playback
@@ -37,7 +37,7 @@ class Layer {
 
 function objectOf(item, frames) {
   const score = item.object_score ?? 1 - item.background_score;
-  return { id: item.id, name: `Object ${item.id}`, color: item.color, score, weak: false, first: item.first_frame, last: item.last_frame, areas: new Float32Array(frames) };
+  return { id: item.id, name: item.name ?? `Object ${item.id}`, given: item.name, hidden: item.hidden, color: item.color, score, first: item.first_frame, last: item.last_frame, areas: new Float32Array(frames) };
 }
 
 /** The masks of one level; objects are ordered by how surely they are foreground. */
@@ -58,15 +58,33 @@ export class LevelLayer extends Layer {
         yieldedAt = performance.now();
       }
     }
-    layer.objects = [...byId.values()].sort((one, other) => other.score - one.score || one.id - other.id);
-    for (const object of layer.objects.slice(1)) object.weak = object.score < WEAK_SCORE;
+    layer.originals = byId;
+    layer.show([...byId.values()]);
     return layer;
+  }
+
+  /** Order the objects by score, and find the weak ones. */
+  show(objects) {
+    this.objects = objects.sort((one, other) => other.score - one.score || one.id - other.id);
+    this.objects.forEach((object, index) => (object.weak = index > 0 && object.score < WEAK_SCORE));
+  }
+
+  /** Show the objects after the edits: merged ones have one label, deleted ones none. */
+  applyEdits(edits) {
+    this.edits = edits;
+    this.labels = new Map(edits.objects.flatMap((item) => item.members.map((member) => [member, item.id])));
+    this.maps.clear();
+    this.show(edits.objects.map((item) => {
+      const areas = new Float32Array(this.frames.length);
+      for (const member of item.members) this.originals.get(member).areas.forEach((value, frame) => (areas[frame] += value));
+      return { ...objectOf(item, 0), areas };
+    }));
   }
 
   draw(frame) {
     const labels = new Uint16Array(this.width * this.height);
     for (const item of this.frames[frame].objects) {
-      paint(labels, this.width, this.videoHeight, this.step, runs(item.rle.counts), item.id);
+      paint(labels, this.width, this.videoHeight, this.step, runs(item.rle.counts), this.labels ? this.labels.get(item.id) ?? 0 : item.id);
     }
     return labels;
   }
@@ -111,7 +129,7 @@ class RoundLayer extends Layer {
 
 const mean = (areas) => areas.reduce((sum, value) => sum + value, 0) / areas.length;
 
-/** Layers for the rounds of a level before the last one, without rounds that have too many clusters. */
+/** Layers for the rounds of a level before the last one, as far as they do not look like noise. */
 export function roundLayers(level, document, result) {
   const layers = [];
   let groups = Array.from({ length: level.rounds[0].centroids }, (_, index) => index);
@@ -167,22 +185,8 @@ function passColors(from, to) {
     byId.get(fresh).color = before.get(old);
     used.add(old);
   }
-  const taken = new Set(before.values());
-  let next = 0;
+  let next = before.size;
   for (const object of to.objects.filter((item) => !item.color)) {
-    do object.color = hue(next++); while (taken.has(object.color));
+    object.color = `hsl(${(137.508 * next++ + 20) % 360} 72% 56%)`; // consecutive hues are far apart
   }
-}
-
-const BRIGHT = ["#ff5d5d", "#3d8bff", "#ffc53d", "#25c27a", "#b06cff", "#ff8a3d", "#18c5d9", "#ff6fb5", "#9ad32e", "#7d7aff"];
-
-/** An unlimited sequence of distinct colours. */
-function hue(index) {
-  if (index < BRIGHT.length) return BRIGHT[index];
-  const h = (index * 137.508 + 20) % 360, s = 0.72, l = index % 2 ? 0.62 : 0.5;
-  const channel = (n) => {
-    const k = (n + h / 30) % 12;
-    return Math.round(255 * (l - s * Math.min(l, 1 - l) * Math.max(-1, Math.min(k - 3, 9 - k, 1)))).toString(16).padStart(2, "0");
-  };
-  return `#${channel(0)}${channel(8)}${channel(4)}`;
 }

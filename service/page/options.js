@@ -1,7 +1,7 @@
 // The form of options: models, suggested levels, and the fields that are sent with a video.
 
-import { json } from "/page/api.js";
-import { $ } from "/page/dom.js";
+import { json } from "./api.js";
+import { $, element } from "./dom.js";
 
 const OPTIONAL = ["start", "end", "fps", "motion"]; // fields that are not sent when empty
 let models = null;
@@ -21,14 +21,10 @@ export async function prepareOptions() {
   }));
   const missing = rows.filter((model) => !model.installed);
   $("missing").hidden = !missing.length;
-  $("missing-list").replaceChildren(...missing.flatMap((model) => [
-    Object.assign(document.createElement("dt"), { textContent: model.name }),
-    Object.assign(document.createElement("dd"), { textContent: model.install, className: "mono" }),
-  ]));
+  $("missing-list").replaceChildren(...missing.flatMap(({ name, install }) => [element("dt", { textContent: name }), element("dd", { textContent: install, className: "mono" })]));
   suggestLevels();
 }
 
-/** A model that can run: the default of the service. */
 export const defaultModel = () => models?.default ?? null;
 
 /** Suggest the default tau of the model, a smaller and a larger one. */

@@ -4,15 +4,15 @@ const WEAK_STRENGTH = 0.4; // opacity of objects that are probably background, r
 
 export class Painter {
   constructor(canvas) {
-    Object.assign(this, { canvas, layer: null, frame: 0, hidden: new Set(), lit: null, opacity: 0.5, outlines: true, dim: false, hasVideo: false });
+    Object.assign(this, { canvas, layer: null, frame: 0, hidden: new Set(), lit: new Set(), opacity: 0.5, outlines: true, dim: false, hasVideo: false });
     this.context = canvas.getContext("2d");
   }
 
-  /** Show another layer; no object of it is hidden. */
+  /** Show another layer, without its hidden objects. */
   setLayer(layer) {
     this.layer = layer;
-    this.hidden.clear();
-    this.lit = null;
+    this.hidden = new Set(layer.objects.filter((object) => object.hidden).map((object) => object.id));
+    this.lit = new Set();
     const { canvas } = this;
     if (!this.picture || canvas.width !== layer.width || canvas.height !== layer.height) {
       Object.assign(canvas, { width: layer.width, height: layer.height });
@@ -68,13 +68,15 @@ export class Painter {
   #colors() {
     const fill = new Uint32Array(65536), line = new Uint32Array(65536);
     const strength = this.hasVideo ? this.opacity : Math.max(this.opacity, 0.9);
-    for (const object of this.layer.objects) {
-      if (this.hidden.has(object.id)) continue;
-      const value = parseInt(object.color.slice(1), 16);
+    const visible = this.layer.objects.filter((object) => !this.hidden.has(object.id));
+    const others = visible.some((object) => this.lit.has(object.id)) ? 0.35 : 1; // of the opacity
+    for (const object of visible) {
+      this.context.fillStyle = object.color;
+      const value = parseInt(this.context.fillStyle.slice(1), 16);
       const bgr = ((value & 255) << 16) | (value & 0xff00) | (value >> 16);
-      const isLit = this.lit === object.id;
-      const faded = isLit ? 1 : (this.lit === null ? 1 : 0.25) * (object.weak ? WEAK_STRENGTH : 1);
-      const inside = isLit ? Math.min(1, strength + 0.3) : strength;
+      const isLit = this.lit.has(object.id);
+      const faded = isLit ? 1 : others * (object.weak ? WEAK_STRENGTH : 1);
+      const inside = isLit ? Math.min(1, strength + 0.15) : strength;
       fill[object.id] = ((Math.round(255 * inside * faded) << 24) | bgr) >>> 0;
       line[object.id] = ((Math.round(255 * faded) << 24) | bgr) >>> 0;
     }

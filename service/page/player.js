@@ -17,6 +17,7 @@ export class Player {
   constructor({ video, onFrame }) {
     Object.assign(this, { video, onFrame, frame: 0, times: [0], hasVideo: false, playing: false, held: false, session: 0 });
     video.addEventListener("ended", () => this.playing && this.seek(0, true));
+    if (!video.requestVideoFrameCallback) video.addEventListener("timeupdate", () => this.shown(video.currentTime));
     video.addEventListener("seeked", () => this.shown(this.video.currentTime));
   }
 
@@ -44,14 +45,11 @@ export class Player {
 
   /** Follow the frames that the browser presents. */
   watch(session) {
-    const next = (callback) =>
-      this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback((_, data) => callback(data.mediaTime)) : requestAnimationFrame(() => callback(this.video.currentTime));
-    const step = (time) => {
+    this.video.requestVideoFrameCallback?.((_, { mediaTime }) => {
       if (session !== this.session || !this.video.src) return;
-      this.shown(time);
-      next(step);
-    };
-    next(step);
+      this.shown(mediaTime);
+      this.watch(session);
+    });
   }
 
   /** Handle a presented frame; after a seek, late reports of earlier frames are ignored. */
@@ -92,22 +90,17 @@ export class Player {
     this.held = false;
     if (this.frame >= this.times.length - 1) this.seek(0, true);
     if (this.hasVideo) this.video.play().catch(() => this.pause());
-    else this.tick(this.session, performance.now(), this.times[this.frame]);
+    else this.tick(this.session);
     this.onFrame(this.frame);
   }
 
-  /** Advance by the page's clock when there is no video. */
-  tick(session, startedAt, from) {
-    requestAnimationFrame((now) => {
-      if (!this.playing || session !== this.session || this.hasVideo) return;
-      const time = from + (now - startedAt) / 1000;
-      if (time > this.times[this.times.length - 1] + this.gap(this.times.length - 1)) {
-        this.show(0);
-        return this.tick(session, now, this.times[0]);
-      }
-      this.show(frameAt(this.times, time));
-      this.tick(session, startedAt, from);
-    });
+  /** Show one frame after the other when there is no video. */
+  tick(session) {
+    setTimeout(() => {
+      if (!this.playing || session !== this.session) return;
+      this.show((this.frame + 1) % this.times.length);
+      this.tick(session);
+    }, 1000 * this.gap(this.frame));
   }
 
   pause() {

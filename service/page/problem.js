@@ -1,7 +1,7 @@
 // The message box: a problem with its remedy, or a note; each with buttons that act on it.
 
-import { hasKey, json, Problem } from "/page/api.js";
-import { $, button, prose } from "/page/dom.js";
+import { hasKey, json, Problem } from "./api.js";
+import { $, button, element, prose } from "./dom.js";
 
 /** Show an error. `actions` are [label, function] pairs; the remedy of the problem type follows from the service. */
 export async function showProblem(error, actions = []) {
@@ -25,7 +25,7 @@ export function hideMessage() {
 function show(kind, title, text, actions) {
   const box = $("message");
   box.className = `problem ${kind}`;
-  box.querySelector("strong").replaceWith(Object.assign(document.createElement("strong"), { textContent: title }));
+  box.querySelector("strong").replaceWith(element("strong", { textContent: title }));
   $("message-text").replaceChildren(prose(text));
   $("message-remedy").replaceChildren();
   $("message-actions").replaceChildren(...actions.map(([label, act]) => button(label, () => (hideMessage(), act()))));

@@ -1,9 +1,9 @@
 // A queued or running job: stage, progress, remaining time, cancellation.
 
-import { address, follow, get } from "/page/api.js";
-import { $ } from "/page/dom.js";
-import { showProblem } from "/page/problem.js";
-import { percent, remaining } from "/page/text.js";
+import { address, follow, get } from "./api.js";
+import { $ } from "./dom.js";
+import { showProblem } from "./problem.js";
+import { percent, remaining } from "./text.js";
 
 const STAGES = ["decode", "motion", "features", "attention", "clustering", "masks"];
 let fraction = 0; // the bar never moves backwards

@@ -3,16 +3,14 @@
 const SLOW_FPS = 10; // frames a second that show most motion
 const MIN_KEY_RATIO = 0.02;
 
-const rounded = (value, digits) => Math.floor(value * 10 ** digits) / 10 ** digits;
-
-const fewerFrames = ({ params, limit, duration }) => {
-  const fps = limit && duration ? rounded(limit / duration, 2) : Math.min(SLOW_FPS, (params.fps ?? 2 * SLOW_FPS) / 2);
-  return fps > 0 ? [{ label: `Use ${fps} frames a second (fps=${fps})`, changes: { fps } }] : [];
+const fewerFrames = ({ params }) => {
+  const fps = Math.min(SLOW_FPS, (params.fps ?? 2 * SLOW_FPS) / 2);
+  return [{ label: `Use ${fps} frames a second (fps=${fps})`, changes: { fps } }];
 };
 
 const fewerKeys = ({ params }) => {
-  const keyRatio = Math.max(MIN_KEY_RATIO, rounded((params.key_ratio ?? 0.1) / 2, 2));
-  return keyRatio < (params.key_ratio ?? 0.1) ? [{ label: `Use fewer key frames (key_ratio=${keyRatio})`, changes: { key_ratio: keyRatio } }] : [];
+  const keyRatio = Math.max(MIN_KEY_RATIO, Number((params.key_ratio / 2).toFixed(2)));
+  return keyRatio < params.key_ratio ? [{ label: `Use fewer key frames (key_ratio=${keyRatio})`, changes: { key_ratio: keyRatio } }] : [];
 };
 
 const firstSeconds = ({ params, limit }) => {
@@ -40,18 +38,11 @@ const REMEDIES = {
   "request-too-slow": again,
 };
 
-/**
- * Changes that may resolve a problem, as [{label, changes}]; `changes` are form fields.
- *
- * @param problem {type, detail, limit} as the service returned it
- * @param params parameters of the job
- * @param duration seconds of the video, if the browser can read it
- * @param model a model that can run
- */
-export function remedies(problem, { params = {}, duration = null, model = null } = {}) {
+/** Changes that may resolve a problem, as [{label, changes}]; `changes` are form fields, `model` is one that can run. */
+export function remedies(problem, { params = {}, model = null }) {
   const [, end] = /`end=([\d.]+)`/.exec(problem.detail ?? problem.message ?? "") ?? [];
   if (end) return [{ label: `Use the part before (end=${Number(end)})`, changes: { end: Number(end) } }];
   const name = (problem.type ?? "").split("/").pop();
   if (problem.status === 0) return again();
-  return REMEDIES[name]?.({ params, limit: problem.limit, duration, model }) ?? [];
+  return REMEDIES[name]?.({ params, limit: problem.limit, model }) ?? [];
 }

@@ -1,24 +1,20 @@
 // The result of a job: its levels over the video, objects, downloads.
 
-import { address, get, json } from "/page/api.js";
-import { drawSecond, offerComparisons } from "/page/compare.js";
-import { $, button } from "/page/dom.js";
-import { showCommand, showDownloads } from "/page/downloads.js";
-import { showLegend } from "/page/legend.js";
-import { bestLevel, levelTitle, loadLayer, nothingStandsApart } from "/page/levels.js";
-import { Painter } from "/page/painter.js";
-import { Player } from "/page/player.js";
-import { showProblem } from "/page/problem.js";
-import { offerRounds } from "/page/rounds.js";
-import { again } from "/page/submit.js";
+import { address, get, json } from "./api.js";
+import { drawSecond, offerComparisons } from "./compare.js";
+import { $, button } from "./dom.js";
+import { showCommand, showDownloads } from "./downloads.js";
+import { bestLevel, levelTitle, linksOf, loadLayer, nothingStandsApart } from "./levels.js";
+import { painter, showObjects } from "./objects.js";
+import { Player } from "./player.js";
+import { showProblem } from "./problem.js";
+import { offerRounds } from "./rounds.js";
+import { again } from "./submit.js";
 
-export const painter = new Painter($("canvas"));
 export const player = new Player({ video: $("video"), onFrame: showFrame });
 let result = null; // {job, manifest, levels, layers, signal}; levels ascend by tau, layers are promises
 let chosen = 0;
-let selected = new Set();
 
-/** Show the result of a job that has succeeded. */
 export async function showResult(job, signal) {
   painter.clear();
   for (const id of ["result", "loading"]) $(id).hidden = false;
@@ -62,15 +58,26 @@ export async function choose(index) {
   chosen = Math.max(0, Math.min(result.levels.length - 1, index));
   const level = result.levels[chosen], { job, signal } = result;
   $("level").value = chosen;
-  $("level-name").textContent = $("first-name").textContent = levelTitle(level);
-  $("level").setAttribute("aria-valuetext", levelTitle(level));
+  showTitle(level);
   const layer = await layerOf(chosen);
   if (!layer || signal.aborted || level !== result.levels[chosen]) return; // another level was chosen meanwhile
   $("loading").hidden = true;
   showNothing(level);
-  showLayer(layer);
-  showDownloads(job, level.tau);
-  offerRounds(job, level, layer, showLayer, signal);
+  const onEdit = () => {
+    showTitle(level, layer);
+    showDownloads(job, level.tau, layer.edits?.can_undo);
+  };
+  const timeOf = (frame) => result.manifest.video.pts_s[frame].toFixed(1);
+  const show = (shown) => showObjects(shown, { links: linksOf(job, level), timeOf, onDraw: drawOther, onEdit });
+  onEdit();
+  show(layer);
+  offerRounds(job, level, layer, show, signal);
+}
+
+function showTitle(level, layer) {
+  const title = levelTitle(level, layer?.objects);
+  $("level-name").textContent = $("first-name").textContent = title;
+  $("level").setAttribute("aria-valuetext", title);
 }
 
 /** Say that nothing stands apart at a level, and offer another one. */
@@ -86,65 +93,9 @@ function showNothing(level) {
   $("nothing").replaceChildren(`Nothing stands apart at τ ${level.name}. `, offer);
 }
 
-// --- objects
-
-function showLayer(layer) {
-  selected = new Set();
-  painter.setLayer(layer);
-  refreshLegend();
-}
-
-function refreshLegend() {
-  $("objects-title").textContent = painter.layer.kind === "level" ? "Objects" : "Groups";
-  showLegend(painter.layer, selected, {
-    isHidden: (id) => painter.hidden.has(id),
-    onHide: toggle,
-    onSelect: select,
-    onPoint: point,
-    timeOf: (frame) => result.manifest.video.pts_s[frame].toFixed(1),
-  });
-}
-
-function toggle(id) {
-  if (!painter.hidden.delete(id)) painter.hidden.add(id);
-  refresh(`[data-id="${id}"] .swatch`);
-}
-
-/** Select an object, or with `isAdded` add it to the selection; an object that is selected alone is released. */
-function select(id, isAdded) {
-  const only = selected.size === 1 && selected.has(id);
-  if (!isAdded) selected = new Set(only ? [] : [id]);
-  else if (!selected.delete(id)) selected.add(id);
-  refresh(`[data-id="${id}"] .object`);
-}
-
-/** Draw and list the objects again; the focus stays where it was. */
-function refresh(focused) {
-  const hadFocus = $("legend").contains(document.activeElement);
-  refreshLegend();
-  if (hadFocus) $("legend").querySelector(focused)?.focus();
-  point(null);
-  redraw();
-}
-
-function point(id) {
-  painter.lit = id ?? (selected.size === 1 ? [...selected][0] : null);
-  redraw();
-}
-
-/** Show all objects. */
-function showAll() {
-  painter.hidden.clear();
-  selected = new Set();
-  refresh();
-}
-
 // --- frames
 
-function redraw() {
-  painter.redraw();
-  drawSecond(result.manifest.video.pts_s[player.frame], player.video, painter);
-}
+const drawOther = () => drawSecond(result.manifest.video.pts_s[player.frame], player.video, painter);
 
 function showFrame(frame) {
   if (!result) return;
@@ -155,7 +106,7 @@ function showFrame(frame) {
     painter.redraw();
   }
   painter.draw(frame);
-  drawSecond(pts_s[frame], player.video, painter);
+  drawOther();
   $("scrub").value = frame;
   $("scrub").setAttribute("aria-valuetext", `frame ${frame} of ${last + 1}`);
   $("clock").textContent = `${pts_s[frame].toFixed(2)} s · ${frame}/${last}`;
@@ -170,18 +121,6 @@ function showFrame(frame) {
 $("play").onclick = () => player.toggle();
 $("scrub").oninput = ({ target }) => player.seek(Number(target.value));
 $("level").oninput = ({ target }) => choose(Number(target.value)).catch(showProblem);
-$("all").onclick = showAll;
-$("stage").onclick = (event) => {
-  const id = painter.objectAt(event);
-  if (id) select(id, event.shiftKey || event.ctrlKey || event.metaKey);
-};
-$("pair").addEventListener("compare", redraw);
-for (const [id, read] of [["opacity", (input) => Number(input.value)], ["outlines", (input) => input.checked], ["dim", (input) => input.checked]]) {
-  $(id).oninput = ({ target }) => {
-    painter[id] = read(target);
-    redraw();
-  };
-}
+$("pair").addEventListener("compare", drawOther);
 
-/** Show the level before or after the chosen one. */
 export const step = (by) => choose(chosen + by);

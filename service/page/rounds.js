@@ -1,11 +1,11 @@
 // The rounds of Algorithm 1 behind "Advanced": a slider from the first round that can be drawn to the result.
 
-import { json } from "/page/api.js";
-import { $ } from "/page/dom.js";
-import { roundLayers } from "/page/layers.js";
-import { linksOf } from "/page/levels.js";
-import { showProblem } from "/page/problem.js";
-import { count } from "/page/text.js";
+import { json } from "./api.js";
+import { $ } from "./dom.js";
+import { roundLayers } from "./layers.js";
+import { linksOf } from "./levels.js";
+import { showProblem } from "./problem.js";
+import { count } from "./text.js";
 
 /** Offer the rounds of a level; `onLayer` receives the layer of the chosen round, or the level itself. */
 export function offerRounds(job, level, layer, onLayer, signal) {

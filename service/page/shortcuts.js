@@ -1,8 +1,8 @@
 // Keyboard: space plays, arrows step through frames and levels, digits hide objects.
 
-import { $ } from "/page/dom.js";
-import { showProblem } from "/page/problem.js";
-import { player, step } from "/page/result.js";
+import { $ } from "./dom.js";
+import { showProblem } from "./problem.js";
+import { player, step } from "./result.js";
 
 addEventListener("keydown", (event) => {
   if ($("result").hidden || event.ctrlKey || event.metaKey || event.altKey) return;

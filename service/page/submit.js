@@ -1,27 +1,20 @@
 // Videos that the user drops or chooses: one opens its job, several become a batch with a row each.
 
-import { json, Problem, send } from "/page/api.js";
-import { cancelAction, showBatchRow, updateBatchRow } from "/page/batch.js";
-import { $ } from "/page/dom.js";
-import { listJobs } from "/page/jobs.js";
-import { applyOptions, copyOptions, defaultModel, formOf, showField } from "/page/options.js";
-import { showProgress } from "/page/progress.js";
-import { hideMessage, showNote, showProblem } from "/page/problem.js";
-import { remedies } from "/page/remedies.js";
-import { bytes, percent } from "/page/text.js";
+import { json, Problem, send } from "./api.js";
+import { cancelAction, showBatchRow, updateBatchRow } from "./batch.js";
+import { $ } from "./dom.js";
+import { listJobs } from "./jobs.js";
+import { applyOptions, copyOptions, defaultModel, formOf, showField } from "./options.js";
+import { showProgress } from "./progress.js";
+import { hideMessage, showNote, showProblem } from "./problem.js";
+import { remedies } from "./remedies.js";
+import { bytes, percent } from "./text.js";
 
 const SAMPLE = "/page/sample.mp4";
 const POLL_MS = 1500;
-const DURATION_TIMEOUT_MS = 2000;
 const files = new Map(); // job id -> File, while the page is open
 
-/** The file of a job that this page has submitted. */
 export const fileOf = (id) => files.get(id);
-
-/** Offer the sample, if the service has it. */
-export async function offerSample() {
-  $("sample").hidden = !(await fetch(SAMPLE, { method: "HEAD" })).ok;
-}
 
 const newKey = () => (crypto.randomUUID ? crypto.randomUUID() : `${Date.now()}-${Math.random()}`);
 
@@ -31,12 +24,7 @@ function upload(file, onProgress) {
   return sending;
 }
 
-/** Take the files that a user dropped. */
-export function take(list) {
-  const chosen = [...list];
-  if (chosen.length === 1) return submitOne(chosen[0]);
-  if (chosen.length) return submitBatch(chosen);
-}
+const take = (chosen) => (chosen.length === 1 ? submitOne(chosen[0]) : submitBatch([...chosen]));
 
 async function submitOne(file) {
   hideMessage();
@@ -94,8 +82,7 @@ function retryRow(row, job, changes, file) {
 /** Show why a job failed, with buttons that change the parameters and submit the video again. */
 export async function showSubmitProblem(error, job, file = fileOf(job.id)) {
   const problem = error instanceof Problem ? error : {};
-  const options = { params: job.params, model: defaultModel(), duration: file && (await durationOf(file)) };
-  const actions = remedies(problem, options).map(({ label, changes }) => [file ? label : `${label} and choose the video again`, () => again(job, changes, file)]);
+  const actions = remedies(problem, { params: job.params, model: defaultModel() }).map(({ label, changes }) => [file ? label : `${label} and choose the video again`, () => again(job, changes, file)]);
   const [field] = problem.errors ?? [];
   if (field) actions.push([`Correct ${field.field.split(".")[0]}`, () => showField(field.field)]);
   await showProblem(error, actions);
@@ -108,17 +95,6 @@ export function again(job, changes, file = fileOf(job.id)) {
   if (file) return submitOne(file);
   location.hash = "#/";
   showNote("Parameters are set.", `Choose the video again: ${$("summary").textContent}.`);
-}
-
-/** Seconds of a video file; null if the browser cannot read it. */
-function durationOf(file) {
-  const video = document.createElement("video");
-  return new Promise((resolve) => {
-    video.onloadedmetadata = () => resolve(Number.isFinite(video.duration) ? video.duration : null);
-    video.onerror = () => resolve(null);
-    setTimeout(() => resolve(null), DURATION_TIMEOUT_MS);
-    video.src = URL.createObjectURL(file);
-  }).finally(() => URL.revokeObjectURL(video.src));
 }
 
 async function takeSample() {

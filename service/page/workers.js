@@ -1,7 +1,7 @@
 // Whether a worker runs jobs: the light in the header, and what to do when there is none.
 
-import { $ } from "/page/dom.js";
-import { count } from "/page/text.js";
+import { $ } from "./dom.js";
+import { count } from "./text.js";
 
 const INTERVAL_MS = 3000;
 
