@@ -7,14 +7,14 @@ import { showProblem } from "./problem.js";
 /** The objects of a level after the edits; null if the service keeps none. */
 export const loadEdits = async (links, signal) => (links.objects ? json(links.objects, { signal }) : null);
 
-/** Send operations; returns the objects after them, or null after showing why that failed. */
+/** Send operations; returns the objects after them, which are the same after showing why that failed. */
 export async function sendEdits(links, operations) {
   const body = JSON.stringify({ operations });
   try {
     return await json(links.objects, { method: "PATCH", headers: { "Content-Type": "application/json" }, body });
   } catch (error) {
     await showProblem(error);
-    return null;
+    return loadEdits(links).catch(() => null);
   }
 }
 

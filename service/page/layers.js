@@ -145,15 +145,10 @@ export function roundLayers(level, document, result) {
   return layers;
 }
 
-function* sampled(frames) {
-  const step = Math.max(1, frames / COMPARED_FRAMES);
-  for (let frame = 0; frame < frames; frame += step) yield Math.floor(frame);
-}
-
 /** Overlap of each pair of labels, as [label a, label b, pixels], largest first. */
 function overlaps(first, second) {
   const counts = new Map();
-  for (const frame of sampled(first.frames.length)) {
+  for (let frame = 0; frame < first.frames.length; frame += Math.ceil(first.frames.length / COMPARED_FRAMES)) {
     const a = first.map(frame), b = second.map(frame), stride = Math.max(1, Math.round(first.width / 160));
     for (let y = 0; y < first.height; y += stride) {
       for (let x = 0; x < first.width; x += stride) {

@@ -8,6 +8,7 @@ import { Painter } from "./painter.js";
 export const painter = new Painter($("canvas"));
 let view = null; // {links, timeOf, onDraw, onEdit} of the shown layer
 let selected = new Set();
+let last = Promise.resolve(); // the latest edit
 let isMore = false; // whether a click adds to the selection
 
 /** Show a layer and list its objects; a round cannot be edited. `options` are {links, timeOf(frame), onDraw(), onEdit()}. */
@@ -51,11 +52,17 @@ function select(id, isAdded) {
   refresh(`[data-id="${id}"] .object`);
 }
 
-async function edit(operations) {
-  const { layer } = painter;
-  const edits = await sendEdits(view.links, operations);
-  if (!edits || layer !== painter.layer) return;
-  layer.applyEdits(edits);
+/** Send edits in the order of the clicks; the last response is shown. */
+function edit(operations) {
+  const { layer } = painter, { links } = view;
+  const sent = (last = last.then(async () => {
+    const edits = await sendEdits(links, operations);
+    if (sent === last && layer === painter.layer) showEdited(layer, edits);
+  }));
+}
+
+function showEdited(layer, edits) {
+  if (edits) layer.applyEdits(edits);
   selected = new Set([...selected].filter((id) => layer.objects.some((object) => object.id === id)));
   isMore = false;
   painter.setLayer(layer);

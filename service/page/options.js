@@ -1,7 +1,7 @@
 // The form of options: models, suggested levels, and the fields that are sent with a video.
 
 import { json } from "./api.js";
-import { $, element } from "./dom.js";
+import { $, prose } from "./dom.js";
 
 const OPTIONAL = ["start", "end", "fps", "motion"]; // fields that are not sent when empty
 let models = null;
@@ -20,8 +20,7 @@ export async function prepareOptions() {
     return option;
   }));
   const missing = rows.filter((model) => !model.installed);
-  $("missing").hidden = !missing.length;
-  $("missing-list").replaceChildren(...missing.flatMap(({ name, install }) => [element("dt", { textContent: name }), element("dd", { textContent: install, className: "mono" })]));
+  $("missing").replaceChildren(prose(missing.length ? `Not installed: ${missing.map((model) => model.name).join(", ")}. Install one by ${"`"}${missing[0].install}${"`"} on the worker.` : ""));
   suggestLevels();
 }
 

@@ -24,7 +24,7 @@ function upload(file, onProgress) {
   return sending;
 }
 
-const take = (chosen) => (chosen.length === 1 ? submitOne(chosen[0]) : submitBatch([...chosen]));
+const take = (chosen) => (chosen.length > 1 ? submitBatch([...chosen]) : chosen[0] && submitOne(chosen[0]));
 
 async function submitOne(file) {
   hideMessage();
@@ -93,7 +93,9 @@ export function again(job, changes, file = fileOf(job.id)) {
   if (job.params) copyOptions(job.params);
   applyOptions(changes);
   if (file) return submitOne(file);
-  location.hash = "#/";
+  history.replaceState(null, "", "#/");
+  $("result").hidden = true;
+  $("start").hidden = false;
   showNote("Parameters are set.", `Choose the video again: ${$("summary").textContent}.`);
 }
 

@@ -102,11 +102,12 @@ def take_downloads(page: Page, folder: Path) -> None:
     """Download the files of a result; none may be empty, and archives must contain every frame."""
     links = page.locator("#downloads a")
     stored = ["PNG masks", "RLE JSON", "Overlay MP4"]
+    cutouts = ["Cut-out WebM", "Cut-out ProRes", "Preview GIF"]
     rendered = ["COCO", "YouTube-VIS", "CVAT video", "CVAT images", "Label Studio", "YOLO", "MOTS"]
-    expect(links).to_have_text([*stored, *rendered, "Source MP4", "Manifest"])
-    for index in range(min(links.count(), DOWNLOADS_PER_PAGE)):
+    expect(links).to_have_text([*stored, *cutouts, *rendered, "Source MP4", "Manifest"])
+    for label in [*stored, *rendered][:DOWNLOADS_PER_PAGE]:
         with page.expect_download() as download:
-            links.nth(index).click()
+            links.get_by_text(label, exact=True).click()
         path = folder / download.value.suggested_filename
         download.value.save_as(path)
         assert path.stat().st_size > 100

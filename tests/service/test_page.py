@@ -98,10 +98,13 @@ def test_the_keyboard_plays_steps_and_hides_objects(result: Page) -> None:
     before = painted(result)
     hidden = result.locator("#legend .swatch").first
     result.focus("#stage")
-    result.keyboard.press("1")
+    with result.expect_response("**/objects*"):
+        result.keyboard.press("1")
     expect(hidden).to_have_attribute("aria-pressed", "false")
     assert painted(result) < before
-    result.keyboard.press("1")
+    with result.expect_response("**/objects*"):
+        result.keyboard.press("1")
+    expect(hidden).to_have_attribute("aria-pressed", "true")
     assert painted(result) == before
 
 
