@@ -27,7 +27,7 @@ function whereOf(job) {
 
 function showJob(job) {
   if (job.links.preview && $("preview").hidden) showPreview(job.links.preview);
-  const left = job.waiting_for_worker ? "" : remaining(job.eta_s);
+  const left = job.status === "queued" ? "" : remaining(job.eta_s);
   showProgress({ where: whereOf(job), fraction: Math.max(fraction, job.fraction), left, stage: job.stage });
   document.title = `${percent(fraction)} · ${job.video.name}`;
 }
