@@ -33,7 +33,11 @@ ONLY: dict[str, set[str]] = {
     "uvos.progress": set(),
     "uvos.palette": set(),
     "uvos.edits": {"uvos.contract", "uvos.errors", "uvos.rle"},
-    "uvos.client": {"uvos.contract", "uvos.rle"},
+    "uvos.params": set(),
+    "uvos.transport": {"uvos.contract"},
+    "uvos.levels": {"uvos.contract", "uvos.rle", "uvos.transport"},
+    "uvos.client": {"uvos.contract", "uvos.edits", "uvos.levels", "uvos.params", "uvos.transport"},
+    "uvos.async_client": {"uvos.contract", "uvos.edits", "uvos.levels", "uvos.params", "uvos.transport"},
     "uvos": {"uvos."},
     "service.settings": {"uvos.weights"},
     "service.storage": {"uvos.contract", "uvos.edits", "uvos.errors", "service.storage."},
@@ -286,7 +290,7 @@ def test_the_method_runs_on_a_bare_gpu_machine(module: str) -> None:
 
 def test_the_client_loads_no_torch_no_web_framework_and_no_queue() -> None:
     heavy = HEAVY | WEB | {"redis", "rq", "typer", "service", "worker"}
-    code = f"import sys; from uvos import Client; print(*(set(sys.modules) & {heavy}))"
+    code = f"import sys; from uvos import AsyncClient, Client; print(*(set(sys.modules) & {heavy}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
 

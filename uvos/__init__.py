@@ -1,5 +1,6 @@
-"""Shared by the service, the worker and every client: contract, errors, model registry, client, RLE."""
+"""Shared by the service, the worker and every client: contract, errors, model registry, clients, RLE."""
 
+from uvos.async_client import AsyncClient
 from uvos.client import Client
 
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client"]

@@ -1,5 +1,6 @@
 """The Python client and `uvos segment`: arrays, conversions, dropped connections, restarts."""
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import get_args
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -21,8 +23,11 @@ from service import batch
 from service.settings import Settings
 from tests.service.live import free_port, running_api
 from tests.videos import Shape, make_scene, write_video
+from uvos import AsyncClient
 from uvos.client import Client, ExportFormat, RequestFailed, Result
-from uvos.contract import JobView, LevelLinks, Status
+from uvos.contract import JobView, LevelLinks, SegmentForm, Status
+from uvos.edits import Only, Rename, Undo
+from uvos.params import SegmentOptions
 
 FRAMES = 6
 
@@ -98,6 +103,41 @@ def test_every_linked_format_can_be_saved(result: Result, tmp_path: Path) -> Non
     polygons = result.export("cvat", tmp_path / "polygons.xml", tau=1.0, tracks="polygon").read_text()
     assert "<polygon" in polygons
     assert "<mask" not in polygons
+
+
+def test_bytes_files_and_paths_give_the_same_masks_in_both_clients(
+    service_url: str, result: Result, video: Path, tmp_path: Path
+) -> None:
+    async def run() -> tuple[NDArray[np.uint16], list[str], int]:
+        async with AsyncClient(service_url.removeprefix("http://")) as client:
+            assert await client.is_ready()
+            with video.open("rb") as file:
+                file.seek(0)
+                from_file = await client.submit(file, tau=1.0, background="keep", tags=["async"])
+            await client.wait(await client.submit(video.read_bytes(), name="clip.mp4", tau=1.0, background="keep"))
+            ended = client.result(await client.wait(from_file))
+            names = [job.video.name async for job in client.jobs(Status.succeeded, tag="async")]
+            saved = await ended.save(tmp_path)
+            edited = await ended.edit(Only(ids=[1]), Rename(id=1, name="disc"))
+            shown = set(np.unique(await ended.masks())) - {0}
+            assert shown == {1}
+            assert (await ended.to_supervision())[0].data["class_name"].tolist() == ["disc"]
+            with pytest.raises(RequestFailed):
+                await ended.edit(Undo(), version=edited.version - 1)
+            await ended.edit(Undo(), version=edited.version)
+            masks = await ended.masks()
+            await client.delete(ended.job)
+            return masks, names, len(saved)
+
+    masks, names, saved = asyncio.run(run())
+    np.testing.assert_array_equal(masks, result.masks(tau=1.0))
+    assert (names, saved) == (["clip.mp4"], 3)
+
+
+def test_the_keyword_arguments_are_the_fields_of_the_form() -> None:
+    assert SegmentOptions.__annotations__.keys() == {*SegmentForm.model_fields, "callback_url"}
+    with pytest.raises(TypeError, match="there is no parameter tua; the parameters are tau"):
+        Client("http://127.0.0.1:9").submit(b"", tua=1)  # type: ignore[call-arg]
 
 
 def test_rejections_and_failures_raise_their_problem(client: Client, tmp_path: Path) -> None:
