@@ -104,7 +104,8 @@ ONLY: dict[str, set[str]] = {
     "worker.method.foreground": {"worker.method.cluster_stats"},
     "worker.method.masks": {"worker.method.cluster_stats", "worker.method.foreground", "uvos.contract"},
     "worker.method.object_scores": {"worker.method.motion"},
-    "worker.method.object_tokens": {"worker.method.masks"},
+    "worker.method.instances": {"worker.method.motion", "worker.video.clip"},
+    "worker.method.object_tokens": {"worker.method.instances", "worker.method.masks"},
     "worker.method.edges": {"worker.method.masks", "worker.video.clip", "uvos.contract"},
     "worker.outputs": {"worker.outputs.", "service.rendering.video", "uvos.contract", "uvos.palette", "uvos.rle"},
     "worker.outputs.source": {
@@ -121,6 +122,7 @@ ONLY: dict[str, set[str]] = {
         "worker.method.assignment",
         "worker.method.edges",
         "worker.method.features",
+        "worker.method.instances",
         "worker.method.masks",
         "worker.method.object_tokens",
         "worker.run",

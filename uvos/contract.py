@@ -114,8 +114,8 @@ class SegmentParams(StrictSchema):
     clustering: Clustering = Clustering.algorithm1
     """algorithm1: Algorithm 1 of the paper; windowed: the procedure of the released code."""
     background: Background = Background.auto
-    """auto: background becomes label 0, and clusters that are parts of one object are joined; keep: every cluster is an
-    object."""
+    """auto: background becomes label 0, clusters that are parts of one object are joined, and objects of one kind that
+    are apart in space are separate; keep: every cluster is an object."""
     edges: Edges = Edges.smooth
     """smooth: interpolate cluster scores to pixels; fine: follow the edges of the frames; patch: repeat patches, as
     published."""

@@ -32,7 +32,13 @@ class Measure(StrEnum):
     """J of the main object, chosen without ground truth."""
     single_f = "single F"
     foreground_j = "foreground J"
-    """J of all clusters that are not background, chosen without ground truth."""
+    """J of all objects together: what is not background, chosen without ground truth."""
+    best_object_j = "best-object J"
+    """J of the best object that a job returns, chosen with the ground truth."""
+    objects_fg_ari = "objects FG-ARI"
+    """Of the objects that a job returns, instances of one kind apart, over the video; background is one more group."""
+    objects_fg_ari_per_frame = "objects FG-ARI per-frame"
+    objects_miou = "objects mIoU"
     single_j_inner = "single J, inner frames"
     """Without the first and the last annotated frame, as the benchmark of DAVIS-16."""
     j_and_f = "J&F"
@@ -51,10 +57,13 @@ class Measure(StrEnum):
 
 ONE_OBJECT = (
     *(Measure.best_cluster_j, Measure.best_union_j, Measure.j_per_frame, Measure.single_j, Measure.single_f),
-    *(Measure.single_j_inner, Measure.foreground_j, Measure.clusters),
+    *(Measure.single_j_inner, Measure.foreground_j, Measure.best_object_j, Measure.clusters),
 )
 WITH_BOUNDARIES = (Measure.j_and_f, Measure.j, Measure.f, Measure.j_and_f_per_frame)
-SEVERAL_OBJECTS = (Measure.fg_ari, Measure.fg_ari_per_frame, Measure.miou, Measure.miou_per_frame, Measure.clusters)
+SEVERAL_OBJECTS = (
+    *(Measure.fg_ari, Measure.fg_ari_per_frame, Measure.miou, Measure.miou_per_frame),
+    *(Measure.objects_fg_ari, Measure.objects_fg_ari_per_frame, Measure.objects_miou, Measure.clusters),
+)
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,13 @@ class Segmentation:
     Attributes:
         labels: The cluster of each pixel, ids from 1, uint16, shape (A, H, W).
         main: Pixels of the main object, bool, shape (A, H, W).
-        foreground: Pixels that are not background, bool, shape (A, H, W).
+        objects: The object of each pixel as a job returns it, ids from 1, 0 for background, uint16, shape (A, H, W).
         clusters: Number of clusters.
     """
 
     labels: NDArray[np.uint16]
     main: NDArray[np.bool_]
-    foreground: NDArray[np.bool_]
+    objects: NDArray[np.uint16]
     clusters: int
 
 
@@ -141,6 +150,9 @@ def measure_one_object(
     """
     overlaps = _ClusterOverlaps.count(found.labels, truth)
     j = overlaps.j_of_each()
+    objects = np.unique(found.objects[found.objects > 0]).astype(np.int64)
+    object_overlaps = _ClusterOverlaps.count(found.objects, truth)
+    objects_j = np.stack([object_overlaps.j(ids) for ids in (objects[:, None] if len(objects) else [objects])], 1)
     inside = np.flatnonzero(2 * overlaps.shared.sum(0) > overlaps.area.sum(0))
     per_frame = {
         Measure.best_cluster_j: j[:, j.mean(0).argmax()],
@@ -148,7 +160,8 @@ def measure_one_object(
         Measure.j_per_frame: j.max(1),
         Measure.single_j: _mask_j(found.main, truth),
         Measure.single_f: _boundary_f(found.main, truth, on_frame),
-        Measure.foreground_j: _mask_j(found.foreground, truth),
+        Measure.foreground_j: _mask_j(found.objects > 0, truth),
+        Measure.best_object_j: objects_j[:, objects_j.mean(0).argmax()],
     }
     total = {measure: float(values.mean()) for measure, values in per_frame.items()}
     inner = per_frame[Measure.single_j][1:-1]
@@ -191,7 +204,13 @@ def measure_several_objects(
     if last_frame_is_copied and len(labels) > 1:
         labels = np.concatenate([labels[:-1], labels[-2:-1]])
     published = score_sequence(labels, truth, wanted=wanted, protocol=Protocol.per_frame)
+    ari_and_iou = [Metric.fg_ari, Metric.miou]
+    objects = score_sequence(found.objects, truth, wanted=ari_and_iou, protocol=Protocol.per_sequence)
+    objects_per_frame = score_sequence(found.objects, truth, wanted=[Metric.fg_ari], protocol=Protocol.per_frame)
     sources = {
+        Measure.objects_fg_ari: (objects, Metric.fg_ari),
+        Measure.objects_fg_ari_per_frame: (objects_per_frame, Metric.fg_ari),
+        Measure.objects_miou: (objects, Metric.miou),
         Measure.fg_ari: (official, Metric.fg_ari),
         Measure.fg_ari_per_frame: (published, Metric.fg_ari),
         Measure.miou: (official, Metric.miou),
@@ -204,7 +223,12 @@ def measure_several_objects(
             Measure.f: (official, Metric.f),
             Measure.j_and_f_per_frame: (published, Metric.j_and_f),
         }
-    whole = {Measure.fg_ari, Measure.miou}  # of the video; the per-frame measures have names of their own
+    whole = {
+        Measure.fg_ari,
+        Measure.miou,
+        Measure.objects_fg_ari,
+        Measure.objects_miou,
+    }  # of the video; the per-frame measures have names of their own
     pooled = set(WITH_BOUNDARIES)
     return Measured(
         {measure: scores.total[metric] for measure, (scores, metric) in sources.items()}

@@ -53,8 +53,8 @@ class PipelineSegmenter:
 
 
 def _segmentation(level: Path, annotated: Sequence[int], clusters: int) -> Segmentation:
-    labels, main, foreground = (
+    labels, main, objects = (
         read_all([level / folder / f"{frame:05d}.png" for frame in annotated])
         for folder in ("masks", Mode.single.value, Mode.multi.value)
     )
-    return Segmentation(labels=labels, main=main > 0, foreground=foreground > 0, clusters=clusters)
+    return Segmentation(labels=labels, main=main > 0, objects=objects, clusters=clusters)

@@ -71,7 +71,7 @@ def motion_energy(
             neighbours = [index + offset for offset in OFFSETS if 0 <= index + offset < count]
             for frame_index in (index, *neighbours):
                 if frame_index not in grey:
-                    grey[frame_index] = _grey(frames[frame_index], grid)
+                    grey[frame_index] = grey_frame(frames[frame_index], grid)
             grey.pop(index + OFFSETS[0] - 1, None)
             flows = (_patch_means(flow.calc(grey[index], grey[other], None), grid) for other in neighbours)
             energy[index], confidence[index] = _combined(np.stack([camera.residual(each) for each in flows]))
@@ -206,7 +206,8 @@ class CameraModel:
         return residual.reshape(flow.shape[:2])
 
 
-def _grey(frame: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.uint8]:
+def grey_frame(frame: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.uint8]:
+    """A frame in grey at `PATCH_PX` pixels a side of a patch."""
     size = (PATCH_PX * grid.width, PATCH_PX * grid.height)
     if (frame.shape[1], frame.shape[0]) != size:
         frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)

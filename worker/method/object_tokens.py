@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
+from worker.method.instances import Instances
 from worker.method.masks import FrameDistances
 
 MIN_OBJECT_SHARE = 0.5  # share of its tokens above which a cluster is part of an object
@@ -56,12 +57,39 @@ def single_object(clusters: int, score: NDArray[np.floating]) -> ObjectTokens:
     return _object_tokens(_ObjectDistances(None, groups, score), groups, score)
 
 
+def divide_into_instances(tokens: ObjectTokens, instances: Instances, score: NDArray[np.floating]) -> ObjectTokens:
+    """Replace the objects of an assignment by their instances; arguments as in `separate_objects`."""
+    distances = _InstanceDistances(instances, score)
+    return _assign(distances, instances.count, score, tokens.background_clusters)
+
+
 def _object_tokens(
     distances: "_ObjectDistances", groups: NDArray[np.intp], score: NDArray[np.floating]
 ) -> ObjectTokens:
+    return _assign(distances, int(groups.max()) + 1, score, int((groups < 0).sum()))
+
+
+def _assign(
+    distances: FrameDistances, count: int, score: NDArray[np.floating], background_clusters: int
+) -> ObjectTokens:
+    """The assignment of tokens to the nearest of `count` objects and the background."""
     labels = np.stack([distances[t].argmin(1).reshape(score.shape[1:]) for t in range(len(score))])
-    is_background = np.arange(groups.max() + 2) == groups.max() + 1
-    return ObjectTokens(labels, distances, is_background, int((groups < 0).sum()))
+    return ObjectTokens(labels, distances, np.arange(count + 1) == count, background_clusters)
+
+
+class _InstanceDistances:
+    """Distance to an instance: by its share of the patch, beyond that of the largest. To the background: the score."""
+
+    def __init__(self, instances: Instances, score: NDArray[np.floating]) -> None:
+        self._instances, self._score = instances, score
+
+    def __getitem__(self, frame_index: int) -> NDArray[np.floating]:
+        score, shares = self._score[frame_index].ravel(), self._instances.shares(frame_index)
+        result = np.zeros((len(score), self._instances.count + 1), np.float32)
+        result[:, :-1] = SCORE_SCALE * (shares.max(1, initial=0, keepdims=True) - shares)
+        result[score <= 1, :-1] = 0  # as in `_ObjectDistances`
+        result[:, -1] = SCORE_SCALE * (score - 1)
+        return result
 
 
 class _ObjectDistances:

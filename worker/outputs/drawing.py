@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from service.rendering.overlay import blend
 from service.rendering.video import H264, VideoWriter
-from uvos.contract import Background, Edges, Format, JobParams, Mode, Stage
+from uvos.contract import Background, Edges, Format, Mode, Stage
 from worker.method.assignment import Assignment
 from worker.method.edges import draw_label_map, nearest_patch
 from worker.method.features import Features
+from worker.method.instances import track_instances
 from worker.method.masks import (
     FrameDistances,
     ObjectDecision,
@@ -30,7 +31,7 @@ from worker.method.masks import (
     with_object_scores,
     without_whole_frame,
 )
-from worker.method.object_tokens import separate_objects, single_object
+from worker.method.object_tokens import ObjectTokens, divide_into_instances, separate_objects, single_object
 from worker.outputs.png import write_png
 from worker.outputs.rle import RleWriter, Runs, RunsSpool
 from worker.outputs.rounds import write_rounds
@@ -73,12 +74,12 @@ def draw_masks(
 ) -> Iterator[list[LevelMasks]]:
     """Decide the objects of each level and draw all frames; the label maps are deleted when the block is left."""
     size, length = clip.video_size, len(clip.frames)
-    params = run.params
-    objects = [_LevelObjects.of(params, assignment, features) for assignment in assignments]
+    edges = run.params.edges
+    objects = [_LevelObjects.of(run, clip, assignment, features) for assignment in assignments]
     decisions = [level_objects.decision for level_objects in objects]
 
     def draw(frame_index: int) -> list[Runs]:
-        return [Runs.of(level_objects.draw(frame_index, clip, params.edges)) for level_objects in objects]
+        return [Runs.of(level_objects.draw(frame_index, clip, edges)) for level_objects in objects]
 
     with ExitStack() as resources:
         spools = [resources.enter_context(RunsSpool(run.out, size)) for _ in assignments]
@@ -195,7 +196,7 @@ def write_views(run: SegmentationRun, clip: Clip, assignments: list[Assignment],
     for assignment in assignments:
         for mode in Mode:
             params = run.params.model_copy(update={"mode": mode, "background": Background.auto})
-            objects = _LevelObjects.of(params, assignment, features)
+            objects = _LevelObjects.of(replace(run, params=params), clip, assignment, features)
             folder = run.level_folder(assignment.level.tau) / mode.value
             folder.mkdir()
             for frame_index in range(len(clip.frames)):
@@ -218,7 +219,8 @@ class _LevelObjects:
     grid: PatchGrid
 
     @staticmethod
-    def of(params: JobParams, assignment: Assignment, features: Features) -> "_LevelObjects":
+    def of(run: SegmentationRun, clip: Clip, assignment: Assignment, features: Features) -> "_LevelObjects":
+        params = run.params
         labels, clusters, grid = assignment.labels, len(assignment.level.centroids), assignment.labels.shape[1:]
         scores = features.scores
         keeps_background = params.mode is Mode.multi and params.background is Background.keep
@@ -242,6 +244,7 @@ class _LevelObjects:
             tokens = single_object(clusters, score)
         else:
             tokens = separate_objects(labels, assignment.scores, clusters, score)
+            tokens = _divided(run, clip, tokens, score)
         decision = decide_objects(
             tokens.labels,
             len(tokens.is_background),
@@ -264,6 +267,16 @@ class _LevelObjects:
             edges=edges,
             frame=clip.frames[frame_index],
         )
+
+
+def _divided(run: SegmentationRun, clip: Clip, tokens: ObjectTokens, score: NDArray[np.float32]) -> ObjectTokens:
+    """The instances of the objects."""
+    groups = np.where(tokens.is_background[tokens.labels], -1, tokens.labels)
+    length = len(clip.frames)
+    instances = track_instances(
+        groups, score, clip.frames, work=run.out, on_frame=lambda: run.on_progress(Stage.masks, 0, length)
+    )
+    return divide_into_instances(tokens, instances, score)
 
 
 def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:

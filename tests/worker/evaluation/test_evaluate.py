@@ -48,8 +48,9 @@ class Oracle:
             raise UnreadableVideo("the frames broke off")
         on_stage("features", 0, len(files))
         labels = np.stack([np.asarray(Image.open(files[t])) // 60 for t in annotated]).astype(np.uint16)
-        fine = Segmentation(labels, labels == 1, labels > 0, 2)
-        coarse = Segmentation(np.minimum(labels, 1), labels > 0, labels > 0, 1)
+        one = np.minimum(labels, 1)
+        fine = Segmentation(labels, labels == 1, labels, 2)
+        coarse = Segmentation(one, labels > 0, one, 1)
         return [fine, coarse][: self.levels]
 
 

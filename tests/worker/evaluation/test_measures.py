@@ -21,8 +21,8 @@ def quarters(frames=4):
 
 
 def found(labels, *, main=frozenset({1}), objects=frozenset({1, 2})):
-    masks = (np.isin(labels, sorted(ids)) for ids in (main, objects))
-    return Segmentation(labels, *masks, clusters=len(np.unique(labels)))
+    of_objects = np.where(np.isin(labels, sorted(objects)), labels, 0).astype(np.uint16)
+    return Segmentation(labels, np.isin(labels, sorted(main)), of_objects, clusters=len(np.unique(labels)))
 
 
 def test_the_best_cluster_is_one_for_the_whole_sequence_and_may_differ_in_each_frame():
@@ -96,6 +96,9 @@ def test_one_cluster_and_no_cluster_score_low():
     ).total
     assert everything[Measure.fg_ari] == 0
     assert everything[Measure.miou] == pytest.approx(0.25 / 2)
+    assert everything[Measure.objects_fg_ari] == 0
+    two = measure_several_objects(found(quarters()), truth, boundaries=False, last_frame_is_copied=False).total
+    assert two[Measure.objects_fg_ari] == two[Measure.objects_fg_ari_per_frame] == two[Measure.objects_miou] == 1
     one = measure_one_object(found(np.ones_like(quarters())), (truth == 1).astype(np.int32)).total
     assert one[Measure.best_cluster_j] == 0.25
     assert one[Measure.best_union_j] == 0
@@ -124,6 +127,7 @@ def test_measures_equal_those_of_the_metrics_on_masks():
         Measure.j_per_frame: each.max(1),
         Measure.single_j: [j([2, 5], t) for t in range(5)],
         Measure.foreground_j: [j([1, 2, 4], t) for t in range(5)],
+        Measure.best_object_j: max(([j([c], t) for t in range(5)] for c in (1, 2, 4)), key=np.mean),
         Measure.single_f: [
             boundary_f(np.isin(labels[t], [2, 5]).astype(np.uint8), truth[t], the_object, the_object)[0, 0]
             for t in range(5)
