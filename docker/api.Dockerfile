@@ -7,7 +7,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY uvos uvos
 COPY service service
 COPY worker/__init__.py worker/__init__.py
-RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
+RUN /opt/uvos/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[service]'
 ENV PATH=/opt/uvos/bin:$PATH UVOS_DATA_DIR=/data UVOS_HOST=0.0.0.0
 USER uvos
 WORKDIR /data
