@@ -53,6 +53,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # FastAPI's answer to bytes that are not UTF-8
+            return respond(InvalidParameters("body: it cannot be parsed; send JSON in UTF-8", actual="other bytes"))
         problem = Problem(
             type="about:blank", title=str(error.detail), status=error.status_code, detail=str(error.detail)
         )
@@ -73,7 +75,7 @@ def respond_invalid(errors: Any) -> Response:
     """One response that lists all invalid fields with their values."""
     fields = [
         FieldProblem(
-            field=".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path")) or "body",
+            field=_field(item),
             message=item["msg"].removeprefix("Value error, "),
             actual=_shortened(item.get("input")),
             limit=_limit(item.get("ctx") or {}),
@@ -83,6 +85,12 @@ def respond_invalid(errors: Any) -> Response:
     first = fields[0]
     detail = f"{first.field}: {first.message}" + (f" (and {len(fields) - 1} more)" if len(fields) > 1 else "")
     return respond(InvalidParameters(detail, limit=first.limit, actual=first.actual), fields)
+
+
+def _field(error: Any) -> str:
+    if error["type"] == "json_invalid":  # the location is an offset in the body
+        return "body"
+    return ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path")) or "body"
 
 
 def _shortened(value: object) -> str | None:

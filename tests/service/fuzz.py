@@ -45,7 +45,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "keys": {
         "UVOS_API_KEYS": f"fuzz:{digest_of(API_KEY)}",
-        "UVOS_MAX_QUEUED_PER_KEY": "50",
+        "UVOS_MAX_QUEUED_PER_KEY": "110",
         "UVOS_MAX_RUNNING_PER_KEY": "1",
     },
 }

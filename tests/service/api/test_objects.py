@@ -143,6 +143,16 @@ def test_invalid_edits_are_explained_and_change_nothing(service_url: str, done: 
     assert get(service_url, level.objects).headers["etag"] == tag
 
 
+def test_a_body_that_is_not_utf8_is_an_invalid_parameter(service_url: str, level: LevelLinks) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = httpx.patch(f"{service_url}{level.objects}", content=b'{"a": "\xa6"}', headers=headers)
+    assert response.status_code == 422
+    assert response.json()["type"] == "/problems/invalid-parameters"
+    assert "UTF-8" in response.json()["detail"]
+    damaged = httpx.patch(f"{service_url}{level.objects}", content=b"{", headers=headers)
+    assert damaged.json()["detail"].startswith("body: ")
+
+
 def test_of_concurrent_edits_none_is_lost(service_url: str, level: LevelLinks) -> None:
     with ThreadPoolExecutor(3) as pool:
         operations = [{"op": "rename", "id": number, "name": f"name {number}"} for number in (1, 2, 3)]
