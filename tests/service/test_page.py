@@ -173,6 +173,7 @@ def test_a_job_can_be_canceled(page: Page, tmp_path: Path) -> None:
     drop(page, write_video(tmp_path / "long.mp4", frames))
     expect(page.locator("#where")).to_contain_text("frame", timeout=JOB_MS)
     expect(page.locator("#left")).not_to_be_empty()
+    expect(page.locator("#preview")).to_be_visible()
     page.click("#cancel")
     expect(page.locator("#message.note")).to_contain_text("Canceled")
     expect(page.locator("#start")).to_be_visible()
