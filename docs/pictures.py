@@ -1,4 +1,6 @@
-"""Draw the pictures of docs/parameters.md from the sample clip, and those of docs/models/tiny.md from DAVIS-16.
+"""Draw the strip of README.md, the pictures of docs/parameters.md, and those of docs/models/tiny.md.
+
+The first two show the sample clip, the last one DAVIS-16.
 
 `python -m docs.pictures [DAVIS16]`: with the folder of DAVIS-16, also the masks of three sequences. The frames may not
 be redistributed, so those pictures show masks only.
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.rendering.overlay import blend
+from service.rendering.overlay import blend, strip
 from uvos.palette import palette
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,8 @@ SECONDS = 1
 WIDTH = 427
 REAL = ("car-turn", "flamingo", "mallard-water")
 REAL_FRAMES = (0, 12, 24, 36)
+STRIP_MODEL, STRIP_FPS = "dinov2-vits14", 12
+STRIP_FRAMES = (0, 2, 4, 6, 8, 9)  # until the koi touches the leaf, where its id ends
 ROWS = {
     "tau": [(f"tau {tau}", ["--tau", tau]) for tau in ("0.25", "1", "4")],
     "key_ratio": [(f"key_ratio {ratio}", ["--key-ratio", ratio]) for ratio in ("0.05", "0.2", "1")],
@@ -43,11 +47,22 @@ def main() -> None:
         cells = [_cell(blend(picture, _labels(options)), title) for title, options in row]
         strip = np.concatenate(cells, axis=1)
         Image.fromarray(strip).quantize(192).save(IMAGES / f"{name}.png", optimize=True)
+    _draw_strip()
     if sys.argv[1:]:
         rows = [_real(Path(sys.argv[1]) / "JPEGImages" / "480p" / sequence) for sequence in REAL]
         Image.fromarray(np.concatenate(rows)).quantize(64).save(
             ROOT / "docs" / "models" / "tiny-real.png", optimize=True
         )
+
+
+def _draw_strip() -> None:
+    """Frames of the sample above the same frames with coloured objects."""
+    label_maps = _segmented(SAMPLE, ["--fps", str(STRIP_FPS)], STRIP_FRAMES, model=STRIP_MODEL)
+    with av.open(str(SAMPLE)) as video:
+        step = round(float(video.streams.video[0].average_rate or STRIP_FPS) / STRIP_FPS)
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)][::step]
+    picture = strip([frames[index] for index in STRIP_FRAMES], label_maps)
+    picture.quantize(192).save(IMAGES / "strip.png", optimize=True)
 
 
 def _labels(options: list[str]) -> NDArray[np.uint16]:
@@ -63,11 +78,13 @@ def _real(sequence: Path) -> NDArray[np.uint8]:
     return np.concatenate(cells, axis=1)
 
 
-def _segmented(source: Path, options: list[str], frames: Sequence[int]) -> list[NDArray[np.uint16]]:
-    """Label maps of selected frames, with the packaged model."""
+def _segmented(
+    source: Path, options: list[str], frames: Sequence[int], model: str = "tiny"
+) -> list[NDArray[np.uint16]]:
+    """Label maps of selected frames."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "worker.cli", "segment", str(source), "--model", "tiny", "--out", str(out)]
+        command = [sys.executable, "-m", "worker.cli", "segment", str(source), "--model", model, "--out", str(out)]
         subprocess.run([*command, *options], check=True, cwd=ROOT)
         masks = out / "levels" / json.loads((out / "manifest.json").read_text())["levels"][0]["name"] / "masks"
         return [np.asarray(Image.open(masks / f"{frame:05d}.png"), np.uint16) for frame in frames]
