@@ -230,15 +230,17 @@ class _Span:
 def _join(pixels: Labels, groups: NDArray[np.integer], tubes: Sequence[_Tube]) -> tuple[Labels, int]:
     """Make every foreground patch part of a lasting tube, in place; the instance of each tube, and their number."""
     lasting, group_count = _lasting_tubes(pixels, len(tubes)), int(groups.max(initial=-1)) + 1
-    fallback = np.array([*_largest_of_groups(lasting, tubes, group_count), -1])
+    latest = np.array([*_first_of_groups(lasting, tubes, group_count), -1])  # of each group; -1 of background
     together: Counter[tuple[int, int]] = Counter()
     touching: Counter[tuple[int, int]] = Counter()
     for t, frame in enumerate(pixels):
         tokens = groups[t].repeat(PATCH_PX, 0).repeat(PATCH_PX, 1)
-        known = np.isin(frame, list(lasting))
-        filled = _filled(frame, known) if known.any() else fallback[tokens]
+        known = np.isin(frame, lasting)
+        filled = _filled(frame, known) if known.any() else latest[tokens]
         labels = np.where(frame >= 0, filled, -1)
         present = np.unique(labels[labels >= 0]).tolist()
+        if lasting:
+            latest[[tubes[tube].group for tube in present]] = present
         together.update((a, b) for a in present for b in present if a < b)
         touching.update(_touching(labels))
         frame[:] = np.where(tokens >= 0, filled, -1)
@@ -247,25 +249,23 @@ def _join(pixels: Labels, groups: NDArray[np.integer], tubes: Sequence[_Tube]) -
     return _numbered(objects, _returning(_spans(pixels, objects, tubes)))
 
 
-def _lasting_tubes(pixels: Labels, count: int) -> dict[int, int]:
-    """The tubes that last long enough to be objects and their pixels in all frames; all tubes if none does."""
+def _lasting_tubes(pixels: Labels, count: int) -> list[int]:
+    """The tubes that last long enough to be objects, ascending; all tubes if none does."""
     frames, area = np.zeros((2, count), np.intp)
     for frame in pixels:
         in_frame = np.bincount(frame[frame >= 0], minlength=count)
         frames += in_frame > 0
         area += in_frame
     is_lasting = (frames >= min(MIN_FRAMES, len(pixels))) & (area >= MIN_AREA * PATCH_AREA * frames) & (frames > 0)
-    chosen = np.flatnonzero(is_lasting if is_lasting.any() else frames > 0)
-    return {int(tube): int(area[tube]) for tube in chosen}
+    lasting: list[int] = np.flatnonzero(is_lasting if is_lasting.any() else frames > 0).tolist()
+    return lasting
 
 
-def _largest_of_groups(lasting: dict[int, int], tubes: Sequence[_Tube], groups: int) -> list[int]:
-    """For each group its largest lasting tube, else the largest of all; without any, a number of its own."""
+def _first_of_groups(lasting: list[int], tubes: Sequence[_Tube], groups: int) -> list[int]:
+    """The first lasting tube of each group, else the first of all; without any, a number of its own."""
     if not lasting:
         return [len(tubes) + group for group in range(groups)]
-    largest = max(lasting, key=lambda tube: lasting[tube])
-    of_group = ([tube for tube in lasting if tubes[tube].group == group] for group in range(groups))
-    return [max(members, key=lambda tube: lasting[tube], default=largest) for members in of_group]
+    return [next((tube for tube in lasting if tubes[tube].group == group), lasting[0]) for group in range(groups)]
 
 
 def _spans(pixels: Labels, objects: Labels, tubes: Sequence[_Tube]) -> dict[int, _Span]:
@@ -281,13 +281,18 @@ def _spans(pixels: Labels, objects: Labels, tubes: Sequence[_Tube]) -> dict[int,
 
 
 def _returning(spans: dict[int, _Span]) -> dict[int, int]:
-    """For each object the earlier one that it continues, else itself: of its group, gone before, nearest."""
+    """For each object the earlier one that it continues, else itself: of its group, gone before, nearest.
+
+    An object that passes behind another one may appear on one side before it is gone on the other.
+    """
     continued: dict[int, int] = {}
     for number, span in sorted(spans.items(), key=lambda item: item[1].first):
         gone = [
             (float(np.hypot(*(earlier.end - span.start))) + GAP_COST * (span.first - earlier.last), other)
             for other, earlier in spans.items()
-            if continued.get(other) == other and earlier.group == span.group and earlier.last < span.first
+            if continued.get(other) == other
+            and earlier.group == span.group
+            and earlier.last < min(span.first + MIN_FRAMES, span.last)
         ]
         continued[number] = min(gone)[1] if gone else number
         if gone:

@@ -75,6 +75,16 @@ def test_an_object_of_its_kind_that_comes_back_has_its_id_and_one_of_another_kin
         assert (ids(labels, truth, 1)[0] == ids(labels, truth, 2)[0]) is same
 
 
+def test_an_object_keeps_its_id_behind_a_narrow_obstacle():
+    scene = make_scene([square(5, (48, 40), (0, 6))], frames=18, size=(96, 176))
+    scene.labels[:, :, 80:104] = 0
+    scene.frames[:, :, 80:104] = 40
+    labels, truth = tracked(scene)
+    sides = [(frame[:, :10] > 0).any() and (frame[:, 13:] > 0).any() for frame in truth]
+    assert any(sides)  # it appears on the right before it is gone on the left
+    assert len(np.unique(labels[truth > 0])) == 1
+
+
 def test_specks_belong_to_the_nearest_object():
     scene = make_scene([square(6, (48, 40)), square(6, (48, 130))], frames=8, size=(96, 176))
     scene.labels[:, 40:48, 88:96] = 2  # one patch, nearer to the second square
