@@ -43,7 +43,7 @@ bench-contention: .venv/.worker ## two jobs side by side against one alone (a fe
 bench-service: .venv/.worker ## latency of the API and duration of the sample clip
 	@$(BIN)/python -m benchmarks.service
 
-bench-fleet: .venv/.dev ## lists of 10,000 jobs, 1,000 listeners, a key at its running limit (5 minutes)
+bench-fleet: .venv/.dev ## lists of 10,000 jobs, 1,000 listeners, running limits, the API against a bare one (6 minutes; needs wrk)
 	@$(BIN)/python -m benchmarks.fleet
 
 chaos: .venv/.dev ## inject failures, count lost and repeated jobs (10 minutes or more)

@@ -1,4 +1,4 @@
-"""What must not grow with the number of jobs: lists, metrics, listeners; and the place of jobs at a running limit.
+"""What must not grow with the number of jobs, the place of jobs at a running limit, and the API against a bare one.
 
 python -m benchmarks.fleet
 
@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from benchmarks.bare import compare
 from service.http.api_keys import digest_of
 from service.storage.folder import Storage
 from tests.chaos.fleet import Fleet
@@ -41,6 +42,9 @@ def main() -> None:
         running_limit(fleet)
         listeners(fleet)
         lists(fleet)
+    with tempfile.TemporaryDirectory() as folder, Fleet(Path(folder), workers=1) as fleet:
+        for name, ours_ms, bare_ms, limit in compare(fleet):
+            report(f"{name} (bare {bare_ms:.2f} ms)", ours_ms / bare_ms, "x", limit)
 
 
 def running_limit(fleet: Fleet) -> None:
@@ -165,7 +169,7 @@ def timed(call: Callable[[], None], repeats: int = REPEATS) -> float:
 
 def report(name: str, value: float, unit: str, limit: float | None) -> None:
     verdict = "" if limit is None else f"  limit {limit:7.1f} {unit}  {'held' if value <= limit else 'EXCEEDED'}"
-    print(f"{name:66} {value:8.1f} {unit}{verdict}", flush=True)
+    print(f"{name:66} {value:8.2f} {unit}{verdict}", flush=True)
 
 
 if __name__ == "__main__":

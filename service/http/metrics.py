@@ -4,6 +4,7 @@ import json
 import time
 from contextlib import suppress
 
+from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.jobs.metrics import Instruments
@@ -18,6 +19,7 @@ class RequestMetrics:
     def __init__(self, app: ASGIApp, *, instruments: Instruments) -> None:
         self.app = app
         self._instruments = instruments
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # `labels` takes 30 µs a request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,11 +41,19 @@ class RequestMetrics:
         await self.app(scope, receive, observe)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", NO_ROUTE)
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self._instruments.http_requests.labels(method, route, str(status)).inc()
-        if not scope["query_string"].startswith(b"wait=") and b"&wait=" not in scope["query_string"]:
-            self._instruments.http_seconds.labels(method, route).observe(seconds)
+        key = method, getattr(scope.get("route"), "path", NO_ROUTE), status
+        if key not in self._series:
+            self._series[key] = self._find_series(*key)
+        requests, latency = self._series[key]
+        requests.inc()
+        query = scope["query_string"]
+        if not query or not (query.startswith(b"wait=") or b"&wait=" in query):
+            latency.observe(seconds)
+
+    def _find_series(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        requests = self._instruments.http_requests.labels(method, route, str(status))
+        return requests, self._instruments.http_seconds.labels(method, route)
 
 
 def _is_upload(scope: Scope) -> bool:

@@ -183,6 +183,10 @@ class Jobs:
             raise JobNotFound(f"there is no job {job_id!r}")
         return job
 
+    def show(self, job_id: str, owner: str | None) -> JobView:
+        """A job of this owner as the owner sees it; raises as `find` and `view`."""
+        return self.view(self.find(job_id, owner))
+
     def view(self, job: StoredJob) -> JobView:
         """The job as its owner sees it.
 
