@@ -5,7 +5,7 @@ BIN := .venv/bin
 WEIGHTS := $(or $(UVOS_WEIGHTS_DIR),$(CURDIR)/.venv/weights)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-contention bench-service bench-fleet chaos fuzz soak importers train-tiny clean
+.PHONY: help demo up test lint types check bench bench-gpu bench-memory bench-contention bench-service bench-fleet bench-scaling chaos fuzz soak importers train-tiny clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,9 @@ bench-service: .venv/.worker ## latency of the API and duration of the sample cl
 
 bench-fleet: .venv/.dev ## lists of 10,000 jobs, 1,000 listeners, running limits, the API against a bare one (6 minutes; needs wrk)
 	@$(BIN)/python -m benchmarks.fleet
+
+bench-scaling: .venv/.dev ## simulate fleets from a run of real jobs; writes the tables of docs/scaling.md (2 minutes)
+	@$(BIN)/python -m benchmarks.scaling
 
 chaos: .venv/.dev ## inject failures, count lost and repeated jobs (10 minutes or more)
 	@$(BIN)/python -m tests.chaos
