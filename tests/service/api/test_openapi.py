@@ -17,7 +17,17 @@ from tests.videos import make_scene, write_video
 
 CONFIG = {
     "content_type_overrides": dict.fromkeys(
-        ("application/zip", "image/png", "image/jpeg", "video/mp4", "application/xml", "text/event-stream"),
+        (
+            "application/zip",
+            "image/png",
+            "image/jpeg",
+            "image/gif",
+            "video/mp4",
+            "video/webm",
+            "video/quicktime",
+            "application/xml",
+            "text/event-stream",
+        ),
         "application/octet-stream",
     ),
     "post_hooks": [],
