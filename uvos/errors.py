@@ -70,7 +70,10 @@ class EmptyUpload(UvosError):
 
 class NotAVideo(UvosError):
     title, status = "Not a video", 415
-    remedy = "Send an MP4, MOV, 3GP, MKV, WebM, AVI, GIF, MPEG-TS, M2TS, MPEG-PS, Ogg, FLV or WMV file."
+    remedy = (
+        "Send an MP4, MOV, 3GP, MKV, WebM, AVI, GIF, MPEG-TS, M2TS, MPEG-PS, Ogg, FLV or WMV file, or a ZIP archive of "
+        "JPEG or PNG frames."
+    )
 
 
 class UploadTooLarge(UvosError):

@@ -183,7 +183,7 @@ def check_signature(head: bytes) -> None:
         NotAVideo: it does not.
     """
     guess = filetype.guess(head)
-    if guess is not None and guess.extension in CONTAINERS:
+    if guess is not None and guess.extension in CONTAINERS | {"zip"}:  # an archive of frames
         return
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime without ftyp
         return

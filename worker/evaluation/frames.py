@@ -9,8 +9,8 @@ from PIL import Image
 
 from worker.evaluation.datasets.sequence import LabelledSequence
 from worker.video.decode import stream_frames
-from worker.video.inputs import PICTURE_SUFFIXES
 from worker.video.request import DecodeRequest
+from worker.video.sources import PICTURE_SUFFIXES
 
 
 @contextmanager

@@ -258,6 +258,7 @@ def _options(
         parent_pid=os.getpid(),
         input_fd=decoder_input.file.fileno(),
         picture_count=decoder_input.picture_count,
+        is_archive=decoder_input.is_archive,
         spool_fd=None if spool is None else spool.fileno(),
         threads=threads,
         part=request.part,

@@ -33,7 +33,7 @@ from worker.video.messages import (
     VideoHeader,
 )
 from worker.video.request import VideoPart
-from worker.video.sources import Orientation, PicturePack, Refusal, VideoFile
+from worker.video.sources import Orientation, PictureArchive, PicturePack, Refusal, VideoFile
 
 # Seconds: a part that starts later is reached by seeking, where an index allows it; up to it, decoding is as fast.
 SEEK_AFTER_S = 5.0
@@ -50,7 +50,7 @@ def main() -> NoReturn:
     sandbox.die_with(options.parent_pid)
     av.logging.restore_default_callback()  # logs to stderr in C: the Python callback can deadlock with libav's threads
     av.logging.set_libav_level(av.logging.ERROR)
-    if options.picture_count is not None:
+    if options.picture_count is not None or options.is_archive:
         PicturePack.prepare()
     applied = sandbox.confine(
         memory_bytes=limits.memory_bytes,
@@ -60,7 +60,9 @@ def main() -> NoReturn:
     send(SandboxReport(applied=applied))
     source: VideoFile | PicturePack | None = None
     try:
-        if options.picture_count is None:
+        if options.is_archive:
+            source = PictureArchive(options.input_fd, max_pixels=limits.max_pixels)
+        elif options.picture_count is None:
             source = VideoFile(options.input_fd, max_pixels=limits.max_pixels, threads=options.threads)
         else:
             source = PicturePack(options.input_fd, count=options.picture_count, max_pixels=limits.max_pixels)

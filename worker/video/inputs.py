@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from uvos.errors import NoFrames
-from worker.video.sources import PICTURE_HEADER
+from worker.video.sources import PICTURE_HEADER, PICTURE_SUFFIXES
 
 HASH_BLOCK = 2**20
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+ZIP_SIGNATURE = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,18 @@ class DecoderInput:
         file: The video, or a pack of pictures.
         picture_count: Number of pictures; None: the input is a video.
         sha256: Returns the digest, waiting until it is computed.
+        is_archive: Whether the input is a ZIP archive of pictures.
     """
 
     file: IO[bytes]
     picture_count: int | None
     sha256: Callable[[], str]
+    is_archive: bool = False
 
 
 @contextlib.contextmanager
 def open_input(source: Path, work: Path | None) -> Iterator[DecoderInput]:
-    """Open a video file or a folder of pictures.
+    """Open a video file, a ZIP archive of pictures, or a folder of pictures.
 
     The digest of a folder is computed over the bytes of its pictures in the order of names, each preceded by its
     length (8 bytes, little-endian).
@@ -51,7 +53,8 @@ def open_input(source: Path, work: Path | None) -> Iterator[DecoderInput]:
             yield pack
     else:
         with source.open("rb") as video, _background_digest(source) as sha256:
-            yield DecoderInput(video, None, sha256)
+            is_archive = video.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
+            yield DecoderInput(video, None, sha256, is_archive)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ class DecoderOptions:
     parent_pid: int
     input_fd: int
     picture_count: int | None
-    """Number of pictures in the input, a pack (`sources.PICTURE_HEADER`); None: the input is a video."""
+    """Number of pictures in the input, a pack (`sources.PICTURE_HEADER`); None: the input is a video or an archive."""
+    is_archive: bool = False
+    """Whether the input is a ZIP archive of pictures."""
     spool_fd: int | None
     """Where RGB rows are written; None: to standard output, after their `frame` message."""
     threads: int

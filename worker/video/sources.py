@@ -6,7 +6,10 @@ in presentation order and refuses frames with more pixels than the limit.
 
 import io
 import os
+import re
 import struct
+import zipfile
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +43,9 @@ MATROSKA_HEAD = 4096  # bytes; contains the EBML header and the length of the se
 DISPLAY_MATRIX = struct.Struct("=5i16x")  # a, b, u, c, d, ... for row vectors: x' = a x + c y, y' = b x + d y
 Rotation = Literal[0, 90, 180, 270]
 PICTURE_HEADER = struct.Struct("<Q")  # precedes each picture of a pack: its length in bytes
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_PICTURE_BYTES = 2**28  # of a file in an archive, unpacked
+ENCRYPTED = 1  # flag of an entry
 PICTURE_RATE = 24.0  # frames a second of a folder of pictures, which has no times; as in DAVIS
 
 
@@ -282,7 +288,11 @@ class PicturePack:
 
     def __init__(self, file: int, *, count: int, max_pixels: int) -> None:
         self.file: BinaryIO = os.fdopen(file, "rb", closefd=False)
-        self.frame_count, self.frame_s, self.max_pixels = count, 1 / PICTURE_RATE, max_pixels
+        self.max_pixels, self.frame_s = max_pixels, 1 / PICTURE_RATE
+        self._set_count(count)
+
+    def _set_count(self, count: int) -> None:
+        self.frame_count = count
         self.duration_s: float | None = count / PICTURE_RATE
 
     @staticmethod
@@ -291,16 +301,16 @@ class PicturePack:
         from PIL import Image
 
         Image.preinit()
+        zlib.decompressobj()
+        "".encode("cp437")  # the encoding of names in archives
         Image.MAX_IMAGE_PIXELS = None  # `check_pixels` enforces the limit
 
     def frames(self) -> Iterator[VideoFrame]:
         from PIL import Image
 
-        self.file.seek(0)
         self.decoded = 0
-        while header := self.file.read(PICTURE_HEADER.size):
-            (length,) = PICTURE_HEADER.unpack(header)
-            with Image.open(io.BytesIO(self.file.read(length)), formats=("JPEG", "PNG")) as picture:
+        for data in self._pictures():
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
                 check_pixels(*picture.size, self.max_pixels)
                 frame = VideoFrame.from_image(picture.convert("RGB"))  # type: ignore[no-untyped-call]
             frame.time_base = Fraction(self.frame_s).limit_denominator(1_000_000)
@@ -308,6 +318,13 @@ class PicturePack:
             self.decoded += 1
             self.last_s = (self.decoded - 1) * self.frame_s
             yield frame
+
+    def _pictures(self) -> Iterator[bytes]:
+        """The files, in order."""
+        self.file.seek(0)
+        while header := self.file.read(PICTURE_HEADER.size):
+            (length,) = PICTURE_HEADER.unpack(header)
+            yield self.file.read(length)
 
     def frames_from(self, time_s: float) -> Iterator[VideoFrame]:  # noqa: ARG002 - always from the first picture
         return self.frames()
@@ -323,6 +340,50 @@ class PicturePack:
 
     def has_no_end_mark(self) -> bool:
         return False
+
+
+class PictureArchive(PicturePack):
+    """JPEG and PNG pictures in a ZIP archive, in the natural order of their names, shown at `PICTURE_RATE`.
+
+    Entries are read one at a time and never written to disk, so their paths are names only.
+    """
+
+    def __init__(self, file: int, *, max_pixels: int) -> None:
+        super().__init__(file, count=0, max_pixels=max_pixels)
+        self.archive = zipfile.ZipFile(self.file)
+        entries = [entry for entry in self.archive.infolist() if _is_picture(entry.filename)]
+        folders = sorted({entry.filename.rpartition("/")[0] for entry in entries})
+        if not entries:
+            raise Refusal("NoFrames", f"the archive contains no {' or '.join(PICTURE_SUFFIXES)} file")
+        if len(folders) > 1:
+            names = ", ".join(name or "the top folder" for name in folders[:3])
+            raise Refusal("UnreadableVideo", f"the archive has pictures in several folders ({names}): put one in it")
+        self.entries = sorted(entries, key=lambda entry: natural_order(entry.filename))
+        self._set_count(len(entries))
+
+    def _pictures(self) -> Iterator[bytes]:
+        for entry in self.entries:
+            name = entry.filename[-100:]
+            if entry.flag_bits & ENCRYPTED:
+                raise Refusal("UnreadableVideo", f"{name} in the archive is encrypted")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Refusal("UnreadableVideo", f"{name} in the archive is compressed by a method other than deflate")
+            with self.archive.open(entry) as picture:
+                data = picture.read(MAX_PICTURE_BYTES + 1)  # the size that the archive states may be wrong
+            if len(data) > MAX_PICTURE_BYTES:
+                raise Refusal("UnreadableVideo", f"{name} in the archive has more than {MAX_PICTURE_BYTES} bytes")
+            yield data
+
+
+def _is_picture(path: str) -> bool:
+    """Whether an entry is a picture, and not metadata of an operating system."""
+    *folders, name = path.split("/")
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".") and "__MACOSX" not in folders
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A sort key with which "frame2" comes before "frame10"."""
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"([0-9]+)", name)]
 
 
 def _prepend(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:

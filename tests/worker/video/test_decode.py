@@ -1,12 +1,14 @@
 """Decoding with the real decoder process, and its plain functions."""
 
 import hashlib
+import io
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Generator
 from dataclasses import replace
 from fractions import Fraction
@@ -264,6 +266,50 @@ def test_a_late_part_is_the_same_with_and_without_seeking(suffix: str, long_clip
     np.testing.assert_array_equal(part.clip.frames, whole.clip.frames[inside])
     np.testing.assert_array_equal(part.clip.pts_s, whole.clip.pts_s[inside])
     assert part.clip.source_frames == tuple(np.flatnonzero(inside))
+
+
+def write_archive(path: Path, names: list[str], *, compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    """An archive whose i-th file is frame i of `SCENE`, whatever its place in the archive."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for index, name in reversed(list(enumerate(names))):
+            buffer = io.BytesIO()
+            Image.fromarray(SCENE.frames[index]).save(buffer, "PNG")
+            archive.writestr(name, buffer.getvalue())
+    return path
+
+
+def test_an_archive_of_frames_is_decoded_in_natural_order(tmp_path: Path) -> None:
+    names = ["../walk/f1.png", "../walk/f2.PNG", "../walk/f10.png"]
+    path = write_archive(tmp_path / "frames.zip", names)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/._f1.png", b"metadata")
+        archive.writestr("readme.txt", b"text")
+    decoded = read(path, native=True)
+    np.testing.assert_array_equal(decoded.clip.frames, SCENE.frames[:3])
+    assert decoded.clip.source_frames == (0, 1, 2)
+    np.testing.assert_allclose(decoded.clip.pts_s, np.arange(3) / 24)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["frames.zip"]
+
+
+def test_a_bad_archive_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableVideo, match=r"several folders \(a, b\)"):
+        read(write_archive(tmp_path / "folders.zip", ["a/1.png", "b/1.png"]))
+    with pytest.raises(UnreadableVideo, match="other than deflate"):
+        read(write_archive(tmp_path / "bzip2.zip", ["1.png"], compression=zipfile.ZIP_BZIP2))
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("1.png", "w") as file,
+    ):
+        for _ in range(257):
+            file.write(bytes(2**20))
+    with pytest.raises(UnreadableVideo, match="more than 268435456 bytes"):
+        read(tmp_path / "bomb.zip")
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr("readme.txt", b"text")
+    with pytest.raises(NoFrames, match="contains no"):
+        read(tmp_path / "none.zip")
+    with pytest.raises(TooManyFrames):
+        read(write_archive(tmp_path / "many.zip", ["1.png", "2.png", "3.png"]), limits=DecodeLimits(max_frames=2))
 
 
 def test_fps_keeps_every_other_frame(clip: Path) -> None:
