@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """How often the API checks for webhooks to send."""
 
     # --- limits per request
+    fetch_networks: list[IPvAnyNetwork] = []
+    """JSON list of networks that `video_url` may be fetched from although they are not public: ["10.1.0.0/16"]."""
     max_upload_bytes: int = Field(2 * 2**30, gt=0)
     max_queued_jobs: int = Field(1000, gt=0)
     """Waiting jobs; further requests get 503 with Retry-After."""

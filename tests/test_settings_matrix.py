@@ -53,6 +53,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "webhook_networks": '["127.0.0.0/8"]',
         "webhook_retry_delays_s": "[0.5]",
         "webhook_poll_interval_s": "0.1",
+        "fetch_networks": '["127.0.0.0/8"]',
         "max_queued_per_key": "2",
         "max_running_per_key": "1",
     },

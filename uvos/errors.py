@@ -76,6 +76,14 @@ class NotAVideo(UvosError):
     )
 
 
+class VideoUrlFailed(UvosError):
+    title, status = "Video could not be fetched", 422
+    remedy = (
+        "Use an address that answers with the video itself within 120 s, at a public address or in "
+        "UVOS_FETCH_NETWORKS; or send the file as `video`."
+    )
+
+
 class UploadTooLarge(UvosError):
     title, status = "Upload too large", 413
     remedy = "Send a shorter or smaller video, or raise UVOS_MAX_UPLOAD_BYTES."

@@ -26,6 +26,7 @@ from uvos.errors import (
     TooManyJobs,
     UnknownModel,
     UploadTooLarge,
+    VideoUrlFailed,
     WeightsUnavailable,
 )
 
@@ -37,6 +38,14 @@ CALLBACK_URL = {
     "maxLength": MAX_URL,
     "examples": ["https://example.com/hooks/uvos"],
     "description": "Webhook URL for the end of the job (Standard Webhooks); only if the service has webhooks enabled.",
+}
+
+
+VIDEO_URL = {
+    "type": "string",
+    "maxLength": MAX_URL,
+    "examples": ["https://example.com/clip.mp4"],
+    "description": "Address of the video, instead of `video`; public addresses only.",
 }
 
 
@@ -55,7 +64,9 @@ async def receive_submission(request: Request, jobs: JobsDep, settings: Settings
         RequestValidationError: parameters are invalid.
         UvosError: as `receive` and `_callback_url` raise.
     """
-    form = await receive(request, jobs.storage, max_upload_bytes=settings.max_upload_bytes)
+    form = await receive(
+        request, jobs.storage, max_upload_bytes=settings.max_upload_bytes, networks=settings.fetch_networks
+    )
     assert form.upload is not None
     try:
         callback_url = _callback_url([value for name, value in form.fields if name == "callback_url"], settings)
@@ -73,14 +84,13 @@ def form_schema() -> dict[str, Any]:
     schema = SegmentForm.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     properties = {name: _inlined(field, definitions) for name, field in schema["properties"].items()}
-    video = {"type": "string", "format": "binary", "description": "The video file."}
+    video = {"type": "string", "format": "binary", "description": "The video file, or a ZIP archive of frames."}
     metadata = {"type": "string", "description": schema["properties"]["metadata"]["description"]}
     properties["metadata"] = metadata | {"contentMediaType": "application/json", "examples": ['{"camera": "north"}']}
     return {
         "type": "object",
-        "required": ["video"],
         "additionalProperties": False,
-        "properties": {"video": video, **properties, "callback_url": CALLBACK_URL},
+        "properties": {"video": video, "video_url": VIDEO_URL, **properties, "callback_url": CALLBACK_URL},
     }
 
 
@@ -117,6 +127,7 @@ PROBLEMS = problems(
     QueueFull,
     RequestTooSlow,
     TooManyJobs,
+    VideoUrlFailed,
     WeightsUnavailable,
 )
 IdempotencyKey = Annotated[

@@ -1,10 +1,11 @@
 """The multipart body of POST /segment: the video streams to storage, the other fields are few and small."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import PurePath
+from urllib.parse import unquote, urlsplit
 
 import filetype
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -12,6 +13,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from service.http.fetch import fetch
+from service.jobs.webhooks import Network
 from service.storage.folder import Storage
 from service.storage.uploads import Upload
 from uvos.contract import SegmentForm
@@ -22,6 +25,7 @@ SIGNATURE_BYTES = 8192  # more than the signature of any container
 MAX_FIELD_BYTES = 4096
 MAX_FIELDS = 64
 MAX_STEM, MAX_SUFFIX = 80, 16  # characters of a file name
+FETCHES = CapacityLimiter(4)  # videos fetched at the same time, so that slow servers do not occupy all threads
 LIST_FIELDS = {"tau", "format", "tags"}
 # Containers that workers decode, by the names of `filetype`; `check_signature` recognises the others itself.
 CONTAINERS = {"mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "3gp", "wmv", "flv", "ogg", "ogv"}
@@ -88,14 +92,7 @@ class ReceivedForm:
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_video:
-            self._seen += end - start
-            if self._seen > self.max_upload_bytes:
-                raise UploadTooLarge(
-                    f"the video has more than {self.max_upload_bytes} bytes",
-                    limit=self.max_upload_bytes,
-                    actual=self._seen,
-                )
-            self._pending += data[start:end]
+            self._append(data[start:end])
             return
         length = len(self._value) + end - start
         if length > MAX_FIELD_BYTES:
@@ -107,6 +104,41 @@ class ReceivedForm:
         if not self._in_video:
             self.fields.append((self._name, self._value.decode("utf-8", "replace")))
         self._in_video = False
+
+    def _append(self, data: bytes) -> None:
+        self._seen += len(data)
+        if self._seen > self.max_upload_bytes:
+            raise UploadTooLarge(
+                f"the video has more than {self.max_upload_bytes} bytes",
+                limit=self.max_upload_bytes,
+                actual=self._seen,
+            )
+        self._pending += data
+
+    def take_url(self) -> str | None:
+        """Remove the field `video_url`; its value.
+
+        Raises:
+            InvalidParameters: it is given twice, or beside a file.
+        """
+        urls = [value for name, value in self.fields if name == "video_url"]
+        self.fields = [field for field in self.fields if field[0] != "video_url"]
+        if len(urls) + (self.upload is not None) > 1:
+            raise InvalidParameters("video_url: must be given once, and not beside `video`", limit=1, actual=len(urls))
+        return urls[0] if urls else None
+
+    def fetch(self, url: str, networks: Sequence[Network]) -> None:
+        """Fetch the video; blocks. Raises as `service.http.fetch.fetch`, and NotAVideo."""
+
+        def write(data: bytes) -> None:
+            self._append(data)
+            if self.pending >= CHUNK:
+                self.flush()
+
+        self.filename = unquote(urlsplit(url).path)
+        self.upload = self.storage.new_upload()
+        fetch(url, write, max_bytes=self.max_upload_bytes, networks=networks)
+        self.flush()
 
     def flush(self) -> None:
         """Write the buffered bytes to disk; blocks."""
@@ -122,8 +154,10 @@ class ReceivedForm:
         return len(self._pending)
 
 
-async def receive(request: Request, storage: Storage, *, max_upload_bytes: int) -> ReceivedForm:
-    """Stream a multipart body to storage.
+async def receive(
+    request: Request, storage: Storage, *, max_upload_bytes: int, networks: Sequence[Network] = ()
+) -> ReceivedForm:
+    """Stream a multipart body to storage, or the video that its field `video_url` names.
 
     On success the caller owns the upload and closes it with `with form.upload:`; on an error it is removed here.
 
@@ -134,6 +168,7 @@ async def receive(request: Request, storage: Storage, *, max_upload_bytes: int) 
         EmptyUpload: the form has no video, or an empty one.
         StorageFull: the disk is full.
         RequestTooSlow: the client disconnected.
+        VideoUrlFailed: the video could not be fetched.
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != b"multipart/form-data" or b"boundary" not in options:
@@ -148,10 +183,13 @@ async def receive(request: Request, storage: Storage, *, max_upload_bytes: int) 
     )
     try:
         await _parse(request.stream(), form, options[b"boundary"])
+        url = form.take_url()
+        if url is not None:
+            await to_thread.run_sync(form.fetch, url, networks, limiter=FETCHES)
         if form.upload is None:
-            raise EmptyUpload("the form has no file in the field `video`")
+            raise EmptyUpload("the form has neither a file in the field `video` nor a `video_url`")
         if form.upload.size == 0:
-            raise EmptyUpload("the file in the field `video` is empty", limit=1, actual=0)
+            raise EmptyUpload("the video is empty", limit=1, actual=0)
     except BaseException:
         if form.upload is not None:
             with CancelScope(shield=True):  # also if the request was cancelled

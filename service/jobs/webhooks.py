@@ -165,8 +165,8 @@ class Webhooks:
         return Delivery(attempt=attempt, at=at, status=status, error=error, next_at=next_at)
 
 
-def check_url(url: str) -> str:
-    """Validate a callback URL; the address of its host is checked at each delivery.
+def check_url(url: str, field: str = "callback_url") -> str:
+    """Validate the URL in a field; the address of its host is checked at each request.
 
     Raises:
         InvalidParameters: It is not an http or https URL, has credentials, or exceeds `MAX_URL`.
@@ -186,7 +186,7 @@ def check_url(url: str) -> str:
         or any(character <= " " or character == "\x7f" for character in url)
     ):
         raise InvalidParameters(
-            f"callback_url must be an http or https URL without credentials, of at most {MAX_URL} ASCII characters",
+            f"{field} must be an http or https URL without credentials, of at most {MAX_URL} ASCII characters",
             actual=url[:200],
         )
     return url
@@ -229,7 +229,7 @@ def post(
     deadline = time.monotonic() + timeout_s
     plain = open_checked(parts.hostname, parts.port or (443 if encrypted else 80), networks, timeout_s=timeout_s)
     # The timeout of a socket is per read; the timer also ends a response that arrives byte by byte.
-    timer = threading.Timer(max(0.1, deadline - time.monotonic()), _shut_down, (plain,))
+    timer = threading.Timer(max(0.1, deadline - time.monotonic()), shut_down, (plain,))
     timer.start()
     try:
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
@@ -247,13 +247,14 @@ def post(
             return response.status
     finally:
         timer.cancel()
-        _shut_down(plain)
+        shut_down(plain)
         plain.close()
         with suppress(UnboundLocalError, OSError):
             connection.close()
 
 
-def _shut_down(connection: socket.socket) -> None:
+def shut_down(connection: socket.socket) -> None:
+    """End a connection that other threads use."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
