@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.claims import ClaimLog, EndClaim
+from service.storage.claims import EndClaim
+from service.storage.folder import Storage
 from tests.up import descendants, is_running, running_service, wait_for
 from tests.videos import make_scene, write_video
 from uvos.contract import Status
@@ -30,5 +31,5 @@ def test_a_killed_service_leaves_no_orphans_and_the_next_one_ends_its_jobs(tmp_p
     with running_service(tmp_path) as (_, client):
         for job in jobs:
             assert client.wait(client.job(job.id)).status == Status.succeeded
-            claims = ClaimLog(tmp_path / "jobs" / job.id / "claims").entries()
+            claims = Storage(tmp_path, result_ttl_s=60).claim_log(job.id).entries()
             assert sum(isinstance(claim, EndClaim) for claim in claims) == 1

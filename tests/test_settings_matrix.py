@@ -33,6 +33,7 @@ from tests.videos import make_scene, write_video
 from uvos.client import Client
 from uvos.contract import JobView, Problem, Status
 from uvos.models import MODELS
+from uvos.transport import RequestFailed
 from uvos.weights import find_local_weights
 from worker.models.loading import PACKAGED
 
@@ -277,9 +278,10 @@ def test_settings_of_execution(tmp_path: Path) -> None:
         assert manifest.device == "cpu"
         assert manifest.dtype == "bfloat16"
         assert manifest.model.weights == "file: own.safetensors"
+        # UVOS_ALLOW_HUB is off
         missing = next(e for e in MODELS.values() if not e.is_packaged and not find_local_weights(e, None))
-        problem = failure(client, client.submit(service.video, resolution=RESOLUTION, model=missing.name))
-        assert "UVOS_ALLOW_HUB" in problem.detail
+        with pytest.raises(RequestFailed, match=f"uvos-worker weights fetch {missing.name}"):
+            client.submit(service.video, resolution=RESOLUTION, model=missing.name)
 
         job = start(client, long)
         lease_ms: list[int] = []

@@ -30,13 +30,21 @@ class LocalWeights:
 def find_local_weights(entry: ModelEntry, weights_dir: Path | None) -> LocalWeights | None:
     """The weights of a model that is not part of this package: weights folder, installed package, hub cache."""
     for suffix in SUFFIXES:
-        if weights_dir is not None and (path := weights_dir / f"{entry.name}{suffix}").is_file():
+        if weights_dir is not None and _is_file(path := weights_dir / f"{entry.name}{suffix}"):
             return LocalWeights(path, "file")
     if (installed := installed_package_file(entry)) is not None and weights_dir is not None and find_spec("onnx"):
         return LocalWeights(installed, "package")
     if (cached := _hub_cache_file(entry)) is not None:
         return LocalWeights(cached, "hub")
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file exists in a folder that may be read."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 def is_installed(entry: ModelEntry, weights_dir: Path | None) -> bool:
