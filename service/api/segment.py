@@ -10,7 +10,7 @@ from service.api.dependencies import JobsDep, OwnerDep, SettingsDep
 from service.api.problems import problems
 from service.http.upload import file_name, parse_fields, receive
 from service.jobs.jobs import Submission
-from service.jobs.webhooks import MAX_URL, check_url
+from service.jobs.public_address import MAX_URL, check_url
 from service.settings import Settings
 from service.storage.uploads import Upload
 from uvos.contract import JobView, SegmentForm

@@ -1,14 +1,11 @@
 """Fetch a video from a URL: only from public addresses, with limits of size and time."""
 
 import http.client
-import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from urllib.parse import urljoin, urlsplit
 
-from service.jobs.webhooks import AddressRefused, Network, check_url, open_checked, shut_down
+from service.jobs.public_address import AddressRefused, Network, check_url, connected
 from uvos.errors import UploadTooLarge, VideoUrlFailed
 
 TIMEOUT_S = 120.0  # for all of it, redirects included
@@ -44,12 +41,15 @@ def fetch(
     for _ in range(MAX_REDIRECTS + 1):
         check_url(url, "video_url")
         try:
-            with _get(url, networks, deadline) as response:
-                location = response.headers.get("Location")
-                if response.status not in (301, 302, 303, 307, 308) or location is None:
-                    _read(url, response, write, max_bytes, deadline)
-                    return
-                url = urljoin(url, location)
+            left_s = max(0.1, deadline - time.monotonic())
+            with connected(url, networks, timeout_s=left_s, idle_timeout_s=IDLE_TIMEOUT_S) as (connection, target):
+                connection.request("GET", target, headers=HEADERS)
+                with connection.getresponse() as response:
+                    location = response.headers.get("Location")
+                    if response.status not in (301, 302, 303, 307, 308) or location is None:
+                        _read(url, response, write, max_bytes, deadline)
+                        return
+                    url = urljoin(url, location)
         except (AddressRefused, OSError, http.client.HTTPException, ValueError) as error:
             reason = f"it took longer than {timeout_s:g} s" if time.monotonic() >= deadline else str(error)[:200]
             raise _failure(url, reason or type(error).__name__) from error
@@ -79,29 +79,3 @@ def _read(
         raise TimeoutError
     if announced is not None and received < announced:
         raise _failure(url, f"the connection ended after {received} of {announced} bytes")
-
-
-@contextmanager
-def _get(url: str, networks: Sequence[Network], deadline: float) -> Iterator[http.client.HTTPResponse]:
-    """The response to a GET of the address that was checked; its connection ends at the deadline."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    encrypted = parts.scheme == "https"
-    port = parts.port or (443 if encrypted else 80)
-    left_s = max(0.1, deadline - time.monotonic())
-    sock = open_checked(parts.hostname, port, networks, timeout_s=min(left_s, IDLE_TIMEOUT_S))
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=IDLE_TIMEOUT_S)
-    timer = threading.Timer(left_s, lambda: shut_down(connection.sock or sock))
-    timer.start()
-    try:
-        sock.settimeout(IDLE_TIMEOUT_S)
-        tls = ssl.create_default_context() if encrypted else None
-        connection.sock = tls.wrap_socket(sock, server_hostname=parts.hostname) if tls else sock
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={**HEADERS, "Host": parts.netloc})
-        with connection.getresponse() as response:
-            yield response
-    finally:
-        timer.cancel()
-        connection.close()
-        sock.close()

@@ -14,7 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from service.http.fetch import fetch
-from service.jobs.webhooks import Network
+from service.jobs.public_address import Network
 from service.storage.folder import Storage
 from service.storage.uploads import Upload
 from uvos.contract import SegmentForm

@@ -10,35 +10,27 @@ job is in storage, so the receiver can fetch the result.
 import hashlib
 import hmac
 import http.client
-import ipaddress
 import json
 import logging
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
 from standardwebhooks import Webhook
 
+from service.jobs.public_address import AddressRefused, Network, connected
 from service.storage.folder import Storage
 from service.trace import child_of
 from uvos.contract import Delivery, JobRecord, JobView
-from uvos.errors import InvalidParameters, JobNotFound
+from uvos.errors import JobNotFound
 
 log = logging.getLogger(__name__)
 
 DELIVERY_TIMEOUT_S = 15.0  # for all of it: name lookup, connection, response
 SENDERS = 4  # concurrent deliveries, so that a slow receiver does not delay the others
-MAX_URL = 2048  # characters
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True)
@@ -48,10 +40,6 @@ class Schedule:
     poll_interval_s: float
     retry_delays_s: Sequence[float]
     """Delay before each further attempt; after the last one the delivery is given up."""
-
-
-class AddressRefused(Exception):
-    """The host has no address that webhooks may be sent to."""
 
 
 class Webhooks:
@@ -165,33 +153,6 @@ class Webhooks:
         return Delivery(attempt=attempt, at=at, status=status, error=error, next_at=next_at)
 
 
-def check_url(url: str, field: str = "callback_url") -> str:
-    """Validate the URL in a field; the address of its host is checked at each request.
-
-    Raises:
-        InvalidParameters: It is not an http or https URL, has credentials, or exceeds `MAX_URL`.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.username is not None
-        or port == 0
-        or len(url) > MAX_URL
-        or not url.isascii()
-        or any(character <= " " or character == "\x7f" for character in url)
-    ):
-        raise InvalidParameters(
-            f"{field} must be an http or https URL without credentials, of at most {MAX_URL} ASCII characters",
-            actual=url[:200],
-        )
-    return url
-
-
 def sign(body: str, message_id: str, timestamp: datetime, secret: bytes) -> dict[str, str]:
     """The headers of the Standard Webhooks specification."""
     return {
@@ -223,76 +184,8 @@ def post(
         AddressRefused: The host has no such address.
         OSError, http.client.HTTPException: There is no valid response within the timeout.
     """
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    encrypted = parts.scheme == "https"
-    deadline = time.monotonic() + timeout_s
-    plain = open_checked(parts.hostname, parts.port or (443 if encrypted else 80), networks, timeout_s=timeout_s)
-    # The timeout of a socket is per read; the timer also ends a response that arrives byte by byte.
-    timer = threading.Timer(max(0.1, deadline - time.monotonic()), shut_down, (plain,))
-    timer.start()
-    try:
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
-        tls = ssl.create_default_context() if encrypted else None
-        connection.sock = tls.wrap_socket(plain, server_hostname=parts.hostname) if tls else plain
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        all_headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "uvos-webhooks",
-            "Host": parts.netloc,
-            **headers,
-        }
-        connection.request("POST", path, body, all_headers)
+    all_headers = {"Content-Type": "application/json", "User-Agent": "uvos-webhooks", **headers}
+    with connected(url, networks, timeout_s=timeout_s) as (connection, target):
+        connection.request("POST", target, body, all_headers)
         with connection.getresponse() as response:
             return response.status
-    finally:
-        timer.cancel()
-        shut_down(plain)
-        plain.close()
-        with suppress(UnboundLocalError, OSError):
-            connection.close()
-
-
-def shut_down(connection: socket.socket) -> None:
-    """End a connection that other threads use."""
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-def open_checked(host: str, port: int, networks: Sequence[Network], *, timeout_s: float) -> socket.socket:
-    """Connect to the first allowed address of a host.
-
-    The connection goes to the address that was checked, not to the name, which could resolve differently a second time.
-
-    Raises:
-        AddressRefused: The host has no allowed address.
-        OSError: The name does not resolve, or the connection fails.
-    """
-    refused = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        if not is_allowed(str(address[0]), networks):
-            refused = AddressRefused(f"{host} is at {address[0]}, which is not a public address")
-            continue
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(timeout_s / 2)
-            connection.connect(address)
-        except OSError:
-            connection.close()
-            raise
-        return connection
-    raise refused or AddressRefused(f"{host} has no address")
-
-
-def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether an address is public or in one of `networks`; IPv4 addresses embedded in IPv6 are checked as such."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in NAT64:
-            return is_allowed(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)), networks)
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is not None:
-            return is_allowed(str(inner), networks)
-    if any(ip.version == network.version and ip in network for network in networks):
-        return True
-    return ip.is_global and not ip.is_multicast

@@ -22,7 +22,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.jobs.webhooks import AddressRefused, check_url, is_allowed, post, secret_of, sign
+from service.jobs.public_address import AddressRefused, check_url, is_allowed
+from service.jobs.webhooks import post, secret_of, sign
 from service.settings import Settings
 from tests.chaos.stub_child import stub_video
 from uvos.contract import Delivery, JobEnd, Status
@@ -238,13 +239,17 @@ def test_an_embedded_ipv4_address_is_checked_as_such(address: ipaddress.IPv4Addr
     assert {is_allowed(form, []) for form in forms} == {is_allowed(str(address), [])}
 
 
-def test_a_response_that_arrives_byte_by_byte_is_cut_off() -> None:
+@pytest.mark.parametrize(
+    ("scheme", "beginning"), [("http", b""), ("https", b"\x16\x03\x03\x40\x00")], ids=["response", "handshake"]
+)
+def test_what_arrives_byte_by_byte_is_cut_off(scheme: str, beginning: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip() -> None:
             connection, _ = server.accept()
             with connection:
                 try:
+                    connection.sendall(beginning)
                     for _ in range(100):
                         connection.sendall(b"H")
                         time.sleep(0.05)
@@ -255,7 +260,7 @@ def test_a_response_that_arrives_byte_by_byte_is_cut_off() -> None:
         thread.start()
         start = time.monotonic()
         with pytest.raises(Exception, match=r".*"):
-            post(f"http://127.0.0.1:{server.getsockname()[1]}/", b"{}", {}, networks=[LOOPBACK], timeout_s=0.5)
+            post(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/", b"{}", {}, networks=[LOOPBACK], timeout_s=0.5)
         assert time.monotonic() - start < 3
         thread.join()
 
