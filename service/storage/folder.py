@@ -71,19 +71,16 @@ def new_job_id() -> str:
 class Storage:
     """The records and files of jobs, which the API and the workers share."""
 
-    def __init__(self, root: Path, *, result_ttl_s: int, store: Store | None = None) -> None:
+    def __init__(self, root: Path, *, result_ttl_s: int) -> None:
         """Open storage.
 
         Args:
-            root: The folder of local files: uploads in progress, and the files of jobs that this process works on.
+            root: The data folder.
             result_ttl_s: How long the results of a job are kept.
-            store: Where jobs are stored; None for `root` itself.
         """
         self.root = root
         self.result_ttl_s = result_ttl_s
-        self.store: Store = store or FolderStore(root)
-        self.is_remote = store is not None
-        """Whether files must be fetched and published."""
+        self.store: Store = FolderStore(root)
         self._reported: set[str] = set()
 
     # --- submit
@@ -300,14 +297,12 @@ class Storage:
         """
         work = self.root / _job(job_id) / "work"
         try:
-            if self.is_remote and not self._exists(job_id):
-                raise FileNotFoundError
             self._end_if_damaged(job_id)
             number = self.claim_log(job_id).append(ExecutionClaim(execution=execution))
             if number is None:
                 self._finalize_from_log(job_id)
                 raise JobNotFound(f"job {job_id!r} has ended")
-            work.mkdir(exist_ok=True, parents=self.is_remote)
+            work.mkdir(exist_ok=True)
             for superseded in work.iterdir():
                 shutil.rmtree(superseded, ignore_errors=True)
         except FileNotFoundError:
@@ -365,8 +360,6 @@ class Storage:
             OSError: The end could not be written; the job has not ended.
         """
         try:
-            if self.is_remote and not self._exists(job_id):
-                return False
             if end.execution is not None:
                 work = self.work_dir(job_id, end.execution)
                 self.store.publish(work, f"{_job(job_id)}/work/{end.execution}")

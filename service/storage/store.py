@@ -19,7 +19,7 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Create a key with this content, atomically and durably, unless it exists; whether this call did.
 
-        Readers see the complete content or none. Callers that must be told apart send different contents.
+        Readers see the complete content or none. Callers that must be distinguished send different contents.
 
         Raises:
             FileNotFoundError: The store has folders, and the job of the key was deleted.
