@@ -55,15 +55,7 @@ class Measure(StrEnum):
     """Number of clusters; not a score."""
 
 
-ONE_OBJECT = (
-    *(Measure.best_cluster_j, Measure.best_union_j, Measure.j_per_frame, Measure.single_j, Measure.single_f),
-    *(Measure.single_j_inner, Measure.foreground_j, Measure.best_object_j, Measure.clusters),
-)
 WITH_BOUNDARIES = (Measure.j_and_f, Measure.j, Measure.f, Measure.j_and_f_per_frame)
-SEVERAL_OBJECTS = (
-    *(Measure.fg_ari, Measure.fg_ari_per_frame, Measure.miou, Measure.miou_per_frame),
-    *(Measure.objects_fg_ari, Measure.objects_fg_ari_per_frame, Measure.objects_miou, Measure.clusters),
-)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from worker.evaluation.measures import (
-    ONE_OBJECT,
-    SEVERAL_OBJECTS,
     WITH_BOUNDARIES,
     Measure,
     Segmentation,
@@ -11,6 +9,15 @@ from worker.evaluation.measures import (
     measure_several_objects,
 )
 from worker.evaluation.metrics import boundary_f, intersection_over_union
+
+ONE_OBJECT = (
+    *(Measure.best_cluster_j, Measure.best_union_j, Measure.j_per_frame, Measure.single_j, Measure.single_f),
+    *(Measure.single_j_inner, Measure.foreground_j, Measure.best_object_j, Measure.clusters),
+)
+SEVERAL_OBJECTS = (
+    *(Measure.fg_ari, Measure.fg_ari_per_frame, Measure.miou, Measure.miou_per_frame),
+    *(Measure.objects_fg_ari, Measure.objects_fg_ari_per_frame, Measure.objects_miou, Measure.clusters),
+)
 
 
 def quarters(frames=4):
