@@ -17,7 +17,7 @@ up: .venv/.worker .venv/.weights ## start the service on http://127.0.0.1:8000 a
 	@UVOS_WEIGHTS_DIR=$(WEIGHTS) $(BIN)/uvos up
 
 test: .venv/.dev .venv/.weights ## run all tests
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.dev ## run ruff
 	@$(BIN)/ruff check .

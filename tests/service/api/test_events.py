@@ -220,7 +220,7 @@ def test_idle_streams_send_keep_alives(settings: Settings, http: TestClient, vid
         jobs = Jobs(storage, Broker(connect(url), job_timeout_s=60), settings, Instruments())
         listener = Listener(url)
         received = []
-        async for event in follow(jobs, listener, storage.record(job_id), None, keep_alive_s=0.1):
+        async for event in follow(jobs, listener, storage.record(job_id), None, keep_alive_s=1):
             received.append(event)
             if len(received) == 2:
                 break
