@@ -135,7 +135,7 @@ def test_timings_of_the_same_device_and_options_are_preferred() -> None:
     }
 
 
-def test_the_estimate_of_a_real_job_half_way_has_the_right_magnitude(client: Client, tmp_path: Path) -> None:
+def test_the_end_of_a_real_job_is_in_the_range_half_way(client: Client, tmp_path: Path) -> None:
     shapes = [Shape("disc", 40, (48, 20), (0, 1))]
     short = write_video(tmp_path / "short.mp4", make_scene(shapes, frames=12).frames)
     long = write_video(tmp_path / "long.mp4", make_scene(shapes, frames=90, seed=1).frames)
@@ -152,6 +152,5 @@ def test_the_estimate_of_a_real_job_half_way_has_the_right_magnitude(client: Cli
     end = time.monotonic()
     assert job.status == Status.succeeded
     at, eta = min(estimates, key=lambda estimate: abs(estimate[0] - (began + end) / 2))
-    # Other tests run on the same cores meanwhile, and not evenly.
-    assert 0.1 * (end - at) - 0.5 <= eta.median <= 10 * (end - at) + 0.5, (eta, end - at)
+    assert 0.4 * (end - at) - 0.5 <= eta.median <= 2.5 * (end - at) + 0.5, (eta, end - at)
     assert eta.low <= eta.median <= eta.high <= 2 * eta.median
