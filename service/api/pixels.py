@@ -8,7 +8,7 @@ from fastapi.responses import FileResponse
 
 from service.api.dependencies import PublishedLevel, RendersDep
 from service.api.problems import problems
-from service.api.results import CURRENT, IMMUTABLE, REVALIDATED, IfNoneMatchHeader, binary, is_current
+from service.api.results import CURRENT, IfNoneMatchHeader, binary, caching, is_current
 from service.jobs.renders import Renders
 from service.jobs.results import ResultLevel
 from service.rendering.request import Product
@@ -72,7 +72,7 @@ async def _respond(
 ) -> Response:
     """The response with a file, or 304 if the client has it."""
     tag = level.tag(f"{product}-{object_id}")
-    headers = (IMMUTABLE if level.original else REVALIDATED) | {"ETag": tag}
+    headers = caching(level) | {"ETag": tag}
     if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     path = None

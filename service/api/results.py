@@ -245,7 +245,7 @@ def _file(
         if filename is not None:
             response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(filename)}"
         return response
-    return FileResponse(path, media_type=media_type, filename=filename, headers=_caching(level) | {"ETag": tag})
+    return FileResponse(path, media_type=media_type, filename=filename, headers=caching(level) | {"ETag": tag})
 
 
 def _render(
@@ -257,7 +257,7 @@ def _render(
 ) -> Response:
     """The response with a document rendered from the masks of a level, or 304 if the client has it."""
     tag = level.tag(name)
-    headers = _caching(level) | {"ETag": tag}
+    headers = caching(level) | {"ETag": tag}
     if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     content = render()
@@ -266,7 +266,8 @@ def _render(
     return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
-def _caching(level: ResultLevel) -> dict[str, str]:
+def caching(level: ResultLevel) -> dict[str, str]:
+    """Cache-Control of a level: of the original for ever, else to be revalidated, as edits change it."""
     return IMMUTABLE if level.original else REVALIDATED
 
 
