@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.console import Console
 from uvos.contract import VIDEO_SUFFIXES
 from uvos.errors import InvalidParameters, UvosError
 from uvos.progress import CommandProgress
+
+if TYPE_CHECKING:
+    from worker.training.run import TrainingRun
+    from worker.training.vit import Schedule, VitTraining
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a backbone or a spatio-temporal block.")
 
@@ -110,17 +114,13 @@ def backbone(  # noqa: PLR0913 - one parameter per command line option
     """Train `tiny` without human labels, on videos and generated scenes; an interrupted run resumes when repeated."""
     import torch
 
-    from uvos.models import find_model
-    from worker.models.loading import choose_dtype
-    from worker.models.weights import read_weights
     from worker.training.backbone import train_backbone
     from worker.training.frame_store import read_store
     from worker.training.pseudo_labels import label_moving_objects, read_pseudo_labels, save_pseudo_labels
     from worker.training.run import TrainingRun
-    from worker.training.vit import Schedule, VitTraining
+    from worker.training.vit import Schedule
 
     with _errors_in_one_sentence(), CommandProgress() as progress:
-        entry = find_model("tiny")
         folder = work or out.with_suffix(".work")
         folder.mkdir(parents=True, exist_ok=True)
         schedule = Schedule(steps=steps, batch=batch, size=_size(size), rate=rate, seed=seed)
@@ -138,14 +138,7 @@ def backbone(  # noqa: PLR0913 - one parameter per command line option
             save_every_s=save_every_s,
             on_step=lambda step, loss: progress.update("training", step, steps, detail=f"loss {loss:.3f}"),
         )
-        training = VitTraining.begin(
-            dict(entry.timm_options),
-            schedule,
-            run,
-            begin_with=None if begin_with is None else dict(read_weights(begin_with).vit),
-            device=device,
-            mixed=choose_dtype("auto", device=torch.device(device), exact=False) is torch.bfloat16,
-        )
+        training = _begin(schedule, run, begin_with, device)
         trained = train_backbone(training, store, read_pseudo_labels(labels_file), run)
         _write_tiny(trained, out, f"seed {seed}, {steps} steps")
         _draw(folder)
@@ -176,13 +169,12 @@ def distill(  # noqa: PLR0913 - one parameter per command line option
 
     from service.settings import Settings
     from uvos.models import find_model
-    from worker.models.loading import choose_dtype, load_model
-    from worker.models.weights import read_weights
+    from worker.models.loading import load_model
     from worker.training.distillation import distil
     from worker.training.frame_store import read_store
     from worker.training.run import TrainingRun
     from worker.training.teacher import SamplePlan, make_teacher_samples, read_teacher_samples
-    from worker.training.vit import Schedule, VitTraining
+    from worker.training.vit import Schedule
     from worker.video.clip import PatchGrid
 
     with _errors_in_one_sentence(), CommandProgress() as progress:
@@ -212,14 +204,7 @@ def distill(  # noqa: PLR0913 - one parameter per command line option
             save_every_s=save_every_s,
             on_step=lambda step, loss: progress.update("training", step, steps, detail=f"loss {loss:.3f}"),
         )
-        training = VitTraining.begin(
-            dict(entry.timm_options),
-            schedule,
-            run,
-            begin_with=None if begin_with is None else dict(read_weights(begin_with).vit),
-            device=device,
-            mixed=choose_dtype("auto", device=torch.device(device), exact=False) is torch.bfloat16,
-        )
+        training = _begin(schedule, run, begin_with, device)
         _write_tiny(distil(training, samples, run), out, f"distilled from {teacher}, seed {seed}, {steps} steps")
         _draw(folder)
     Console().print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; curves: {folder / 'loss.png'}", highlight=False)
@@ -325,6 +310,25 @@ def _store(videos: list[Path], folder: Path, options: StoreOptions, progress: Co
         )
         part.replace(store)
     return store
+
+
+def _begin(schedule: "Schedule", run: "TrainingRun", begin_with: Path | None, device: str) -> "VitTraining":
+    """Training of `tiny`, from a file of weights if there is one."""
+    import torch
+
+    from uvos.models import find_model
+    from worker.models.loading import choose_dtype
+    from worker.models.weights import read_weights
+    from worker.training.vit import VitTraining
+
+    return VitTraining.begin(
+        dict(find_model("tiny").timm_options),
+        schedule,
+        run,
+        begin_with=None if begin_with is None else dict(read_weights(begin_with).vit),
+        device=device,
+        mixed=choose_dtype("auto", device=torch.device(device), exact=False) is torch.bfloat16,
+    )
 
 
 def _write_tiny(trained: Path, out: Path, version: str) -> None:
